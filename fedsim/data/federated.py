@@ -1,0 +1,134 @@
+"""The packed form of a federated dataset: all samples in a few arrays, and who owns which rows.
+
+No client has an object of its own: client `c` is a range of rows, so a million clients cost two integers each.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Split:
+    """The samples of one purpose (train, validation or test) and their owners.
+
+    Attributes:
+        inputs: (N, ...) in compact storage, for example uint8 images (N, channels, height, width) or int32
+            tokens; possibly memory-mapped. `FederatedDataset.preprocess` makes them what the model takes.
+        targets: (N,) int64 class indices, or (N, ...) for sequences.
+        offsets: (C + 1,) int64 bounds of the clients' ranges; None where no client owns the samples
+            (a central test set).
+        order: (M,) int64 row numbers; client c owns rows `order[offsets[c]:offsets[c + 1]]`. None where the
+            samples already lie client after client, so that client c owns rows `offsets[c]:offsets[c + 1]`.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    offsets: np.ndarray | None = None
+    order: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.inputs) != len(self.targets):
+            raise ValueError(f"{len(self.inputs)} inputs but {len(self.targets)} targets: give one target a sample")
+        if self.offsets is None:
+            return
+        end = len(self.inputs) if self.order is None else len(self.order)
+        if self.offsets[0] != 0 or self.offsets[-1] > end or np.any(np.diff(self.offsets) < 0):
+            raise ValueError(f"client offsets must rise from 0 to at most {end}, the number of samples")
+
+    @property
+    def owned(self) -> bool:
+        """Whether clients own these samples."""
+        return self.offsets is not None
+
+    @property
+    def num_samples(self) -> int:
+        """Samples that a client owns; all samples where nobody owns them."""
+        return len(self.inputs) if self.offsets is None else int(self.offsets[-1])
+
+    @property
+    def num_clients(self) -> int:
+        return 0 if self.offsets is None else len(self.offsets) - 1
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(C,) int64: samples of each client."""
+        assert self.offsets is not None, "this split has no owners"
+        return np.diff(self.offsets)
+
+    def rows(self, client: int) -> np.ndarray:
+        """(n,) int64: the rows that `client` owns, in the client's own order."""
+        assert self.offsets is not None, "this split has no owners"
+        start, stop = int(self.offsets[client]), int(self.offsets[client + 1])
+        return np.arange(start, stop) if self.order is None else self.order[start:stop]
+
+
+def identity(inputs: Tensor) -> Tensor:
+    """Samples are stored as the model takes them."""
+    return inputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalise:
+    """uint8 images (B, channels, height, width) to float32: divided by 255, minus mean, over std, per channel."""
+
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        scale = torch.tensor([1 / (255 * s) for s in self.std], device=inputs.device).view(-1, 1, 1)
+        shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)], device=inputs.device)
+        return inputs.float() * scale + shift.view(-1, 1, 1)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FederatedDataset:
+    """Training and evaluation samples with their owners.
+
+    Attributes:
+        name: as in the configuration, for example "femnist".
+        train: the training samples; owned by clients, unless a partition is still to be applied.
+        test: central (no owners) or per client; None where there is none.
+        validation: held-out samples of the clients; None where there is none.
+        client_ids: the clients' names, (C,); empty before a partition.
+        num_classes: size of the model's output.
+        preprocess: batched function on the device, from storage (B, ...) to the model's input (B, ...) float32.
+        source: where the samples came from, for example "leaf", "glyphs" or "torchvision".
+        notes: warnings that belong in the log and in summary.json, for example that a stand-in was used.
+    """
+
+    name: str
+    train: Split
+    test: Split | None = None
+    validation: Split | None = None
+    client_ids: Sequence[str] = ()
+    num_classes: int
+    preprocess: Callable[[Tensor], Tensor] = identity
+    source: str = "memory"
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def num_clients(self) -> int:
+        return self.train.num_clients
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one preprocessed sample, without the batch dimension."""
+        return tuple(self.preprocess(self.train.inputs[:1]).shape[1:])
+
+    def with_clients(self, offsets: np.ndarray, order: np.ndarray | None, client_ids: Sequence[str]) -> "FederatedDataset":
+        """The same samples under other owners; a test set that belonged to the former owners becomes central."""
+        train = replace(self.train, offsets=offsets, order=order)
+        test = None if self.test is None else replace(self.test, offsets=None, order=None)
+        return replace(self, train=train, test=test, validation=None, client_ids=client_ids)
+
+    def frame(self) -> pd.DataFrame:
+        """One row a client: `client`, `train`, and `test` where clients own test samples (numbers of samples)."""
+        columns: dict[str, Sequence[str] | np.ndarray] = {"client": list(self.client_ids), "train": self.train.sizes}
+        if self.test is not None and self.test.owned:
+            columns["test"] = self.test.sizes
+        return pd.DataFrame(columns)

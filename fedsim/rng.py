@@ -1,0 +1,50 @@
+"""Every random draw is a function of (seed, purpose, round, client); there is no global random state.
+
+Two tools: `stream` makes a NumPy generator for one draw (a cohort, a partition, an initialisation), and
+`counter_hash` hashes whole arrays of counters at once, for the shuffles of thousands of clients.
+"""
+
+import hashlib
+
+import numpy as np
+import torch
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MASK = (1 << 64) - 1
+
+
+def _purpose_code(purpose: str) -> int:
+    return int.from_bytes(hashlib.blake2b(purpose.encode(), digest_size=8).digest(), "little")
+
+
+def stream(seed: int, purpose: str, round: int = 0, client: int = 0) -> np.random.Generator:
+    """A generator of its own for one (seed, purpose, round, client); equal arguments give equal draws."""
+    entropy = np.random.SeedSequence([seed, _purpose_code(purpose), round, client])
+    return np.random.Generator(np.random.Philox(entropy))
+
+
+def torch_stream(seed: int, purpose: str, round: int = 0, client: int = 0) -> torch.Generator:
+    """The same as `stream`, as a CPU `torch.Generator`."""
+    value = int(stream(seed, purpose, round, client).integers(0, 2**63))
+    return torch.Generator().manual_seed(value)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser (Steele, Lea, Flood 2014): (...) uint64 to (...) uint64, a bijection."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def counter_hash(seed: int, purpose: str, *counters: np.ndarray | int) -> np.ndarray:
+    """Hash broadcastable arrays of non-negative integers to uniform uint64, element by element.
+
+    The hash of an element depends on (seed, purpose) and on its own counters only, so the order in which
+    clients are visited, and who else is in the cohort, change nothing.
+    """
+    state: np.ndarray = np.asarray((seed ^ _purpose_code(purpose)) & _MASK, dtype=np.uint64).reshape(1)
+    golden = np.uint64(_GOLDEN)
+    state = _mix(state + golden)
+    for counter in counters:
+        state = _mix((state ^ _mix(np.asarray(counter).astype(np.uint64).reshape(-1) + golden)) + golden)
+    return state
