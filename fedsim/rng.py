@@ -42,9 +42,14 @@ def counter_hash(seed: int, purpose: str, *counters: np.ndarray | int) -> np.nda
     The hash of an element depends on (seed, purpose) and on its own counters only, so the order in which
     clients are visited, and who else is in the cohort, change nothing.
     """
-    state: np.ndarray = np.asarray((seed ^ _purpose_code(purpose)) & _MASK, dtype=np.uint64).reshape(1)
-    golden = np.uint64(_GOLDEN)
-    state = _mix(state + golden)
+    state = _mix(np.array([(seed ^ _purpose_code(purpose)) & _MASK], dtype=np.uint64))
     for counter in counters:
-        state = _mix((state ^ _mix(np.asarray(counter).astype(np.uint64).reshape(-1) + golden)) + golden)
+        state = extend_hash(state, counter)
     return state
+
+
+def extend_hash(state: np.ndarray, counter: np.ndarray | int) -> np.ndarray:
+    """Hash one more counter into the (n,) uint64 result of `counter_hash`; `counter_hash` is this, repeated."""
+    golden = np.uint64(_GOLDEN)
+    mixed = _mix(np.asarray(counter).astype(np.uint64).reshape(-1) + golden)
+    return _mix((state ^ mixed) + golden)

@@ -1,0 +1,26 @@
+# Short names for the commands of README.md and CONTRIBUTING.md.
+#   make setup                  install fedsim editable with its development tools, and the commit hooks
+#   make check                  static checks
+#   make test ARGS="-k fedavg"  tests
+#   make bench                  every measured program; BENCH=bench/NAME.py runs one
+
+PYTHON ?= python
+BENCH ?= $(sort $(wildcard bench/*.py))
+
+.PHONY: setup check test bench
+
+setup:
+	$(PYTHON) -m pip install -e ".[dev]"
+	$(PYTHON) -m pre_commit install
+
+check:
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m basedpyright --pythonpath "$$($(PYTHON) -c 'import sys; print(sys.executable)')"
+	$(PYTHON) -c 'from importlinter.cli import lint_imports_command as main; main()' --no-logo
+
+test:
+	$(PYTHON) -m pytest $(ARGS)
+
+bench:
+	@for program in $(BENCH); do echo "== $$program"; $(PYTHON) "$$program" || exit 1; done

@@ -1,0 +1,92 @@
+"""OnlineAverage: the weighted mean of any number of updates in the memory of one.
+
+An update is added the moment its client finishes and is never kept. What is kept is the running sum of
+weight * update, with each term rounded to a fixed grid of 2^-44 (relative to `scale`, a power of two not below the
+weight of the whole cohort). Sums of grid points that stay below 2^53 grid steps are exact in float64, and exact sums
+do not depend on their order: the mean is bitwise the same for any order of clients, any split over workers and any
+shape of the tree. The grid is far below float32: for a cohort of total weight near `scale`, a term is off by at most
+2^-45 = 2.8e-14.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+# Elements handled at once: on a CPU, a block and its float64 temporaries stay in the processor's cache.
+_BLOCK = 1 << 15
+_BLOCK_CUDA = 1 << 24
+_GRID = float(1 << 44)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartialAverage:
+    """The average of some clients' updates: what a trainer, a worker or a scheduler gives back.
+
+    Attributes:
+        total: (P + Q,) float64 weighted sum, in grid steps of `OnlineAverage`; merging adds these, exactly.
+        weight: sum of the clients' weights.
+        scale: the power of two that fixes the grid.
+        metrics: sums over clients, by name (for example "loss_sum", "samples", "clients").
+    """
+
+    total: Tensor
+    weight: float
+    scale: float
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> Tensor:
+        """(P + Q,) float64: the weighted mean of the updates."""
+        return self.total * (self.scale / (_GRID * self.weight))
+
+
+def weight_scale(total_weight: float) -> float:
+    """The power of two that `OnlineAverage` needs for a cohort of this total weight."""
+    if not total_weight > 0 or not math.isfinite(total_weight):
+        raise ValueError(f"the clients' weights must sum to a positive number, got {total_weight}")
+    return 2.0 ** math.ceil(math.log2(total_weight))
+
+
+class OnlineAverage:
+    """Weighted mean of updates, one at a time.
+
+    Args:
+        size: length of an update.
+        scale: power of two, at least the weight of the whole cohort (`weight_scale`), so that partial averages of
+            several workers share one grid.
+        device: where the sum lies.
+    """
+
+    def __init__(self, size: int, *, scale: float, device: torch.device | str = "cpu") -> None:
+        self.total = torch.zeros(size, dtype=torch.float64, device=device)
+        self.weight = 0.0
+        self.scale = scale
+        self.block = _BLOCK_CUDA if self.total.is_cuda else _BLOCK
+
+    def add(self, local: Tensor, reference: Tensor, weight: float) -> Tensor:
+        """Add the update `local - reference`, both (size,), and return its squared norm (0-d float32, on device).
+
+        Nothing of the size of the model is allocated.
+        """
+        factor = weight / self.scale * _GRID
+        squares = []
+        for start in range(0, len(self.total), self.block):
+            part = slice(start, start + self.block)
+            difference = local[part] - reference[part]
+            squares.append(torch.dot(difference, difference))
+            self.total[part].add_(difference.double().mul_(factor).round_())
+        self.weight += weight
+        return torch.stack(squares).sum()
+
+    def merge(self, other: PartialAverage) -> None:
+        """Add another partial average of the same cohort."""
+        if other.scale != self.scale:
+            raise ValueError(f"partial averages on different grids ({other.scale} and {self.scale}) cannot be merged")
+        self.total.add_(other.total)
+        self.weight += other.weight
+
+    def result(self, metrics: dict[str, float] | None = None) -> PartialAverage:
+        """The average so far."""
+        return PartialAverage(total=self.total, weight=self.weight, scale=self.scale, metrics=metrics or {})

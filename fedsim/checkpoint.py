@@ -1,0 +1,115 @@
+"""Checkpoints: one safetensors file, written atomically, that continues a run bitwise. No pickle.
+
+Every random draw is a function of (seed, purpose, round, client), so the state of a run is the global vector, the
+algorithm's vectors and the number of the round; there is no generator to save.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fedsim.files import write_atomically
+
+FILE = "checkpoint.safetensors"
+_FORMAT = 1
+
+# A resumed run may differ in these: where things lie, how it reports, and how long it runs.
+_MAY_DIFFER = ("checkpoint", "tracking", "server.num_rounds", "data.root", "data.cache_dir", "data.download")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Checkpoint:
+    """The state of a run after a round.
+
+    Attributes:
+        round: the last finished round.
+        vector: (P + Q,) the global model.
+        state: the algorithm's server vectors.
+        config: the run's resolved configuration, as plain values.
+        dataset: `FederatedDataset.fingerprint` of its data.
+    """
+
+    round: int
+    vector: Tensor
+    state: dict[str, Tensor]
+    config: dict[str, Any]
+    dataset: str
+
+    def save(self, directory: Path) -> None:
+        """Write `directory/checkpoint.safetensors` in the place of the one before.
+
+        Raises:
+            OSError: the disk is full or not writable; the checkpoint before is still whole.
+        """
+        about = {"format": _FORMAT, "round": self.round, "config": self.config, "dataset": self.dataset}
+        tensors = {"vector": self.vector, **{f"state.{name}": t for name, t in self.state.items()}}
+        tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+        try:
+            write_atomically(directory / FILE, lambda file: save_file(tensors, file, {"fedsim": json.dumps(about)}))
+        except (OSError, SafetensorError) as error:
+            raise OSError(
+                f"round {self.round}: cannot write the checkpoint in {directory} ({error}); "
+                "free some space there or set checkpoint.every=0; the last checkpoint is untouched"
+            ) from error
+
+    @classmethod
+    def load(cls, directory: Path, device: str) -> "Checkpoint":
+        """Read the checkpoint of a run directory onto `device`.
+
+        Raises:
+            ValueError: there is none, or it is damaged.
+        """
+        path = directory / FILE
+        if not path.is_file():
+            raise ValueError(
+                f"checkpoint.resume={directory}: no {FILE} there; give the directory of a run that wrote one"
+            )
+        try:
+            with safe_open(path, framework="pt", device=device) as file:
+                about = json.loads((file.metadata() or {})["fedsim"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is not a checkpoint of fedsim, or it is damaged: {error}") from error
+        if about["format"] != _FORMAT:
+            raise ValueError(f"{path} has checkpoint format {about['format']}, this version reads format {_FORMAT}")
+        vector = tensors.pop("vector")
+        state = {name.removeprefix("state."): tensor for name, tensor in tensors.items()}
+        return cls(round=about["round"], vector=vector, state=state, config=about["config"], dataset=about["dataset"])
+
+    def check(self, config: dict[str, Any], dataset: str) -> None:
+        """Refuse to continue another run.
+
+        Raises:
+            ValueError: names every key of the configuration that differs, with both values, or the data.
+        """
+        ours, theirs = comparable(config), comparable(self.config)
+        differing = [
+            f"{key} ({theirs.get(key, 'not set')!s} there, {ours.get(key, 'not set')!s} here)"
+            for key in sorted(ours.keys() | theirs.keys())
+            if ours.get(key) != theirs.get(key)
+        ]
+        if differing:
+            raise ValueError(
+                "checkpoint.resume: the checkpoint is of another run; it differs in " + ", ".join(differing)
+            )
+        if dataset != self.dataset:
+            raise ValueError("checkpoint.resume: the configuration is the same but the data or its partition is not")
+
+
+def comparable(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The configuration as dotted keys, without those that a resumed run may change."""
+    flat = {}
+    for key, value in config.items():
+        name = prefix + key
+        if name in _MAY_DIFFER:
+            continue
+        if isinstance(value, dict):
+            flat |= comparable(value, name + ".")
+        else:
+            flat[name] = value
+    return flat

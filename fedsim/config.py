@@ -1,0 +1,153 @@
+"""The settings of a run: frozen dataclasses that are also Hydra's schema. Each says what is wrong and how to mend it.
+
+Nothing is imported here but the standard library, so that the command line answers at once, and so that every other
+module may use these.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalConfig:
+    """Local SGD, with the meaning of `torch.optim.SGD` (dampening 0) and `torch.nn.utils.clip_grad_norm_`.
+
+    Attributes:
+        num_epochs: passes over the client's samples; ignored when num_steps is set.
+        num_steps: minibatch updates, over as many passes as that takes; None: num_epochs decides.
+        batch_size: samples in a minibatch; the last one of a pass may be smaller and is kept. None: all of the
+            client's samples in one.
+        learning_rate: eta.
+        momentum: 0 for none. A client's momentum starts at zero in every round.
+        nesterov: Nesterov's momentum.
+        weight_decay: added to the gradient as weight_decay * parameters.
+        max_gradient_norm: gradients of a larger Euclidean norm are scaled down to it; None: no clipping.
+    """
+
+    num_epochs: int = 1
+    num_steps: int | None = None
+    batch_size: int | None = 10
+    learning_rate: float = 0.1
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    max_gradient_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_epochs", "num_steps", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"local.{name} must be at least 1, got {value}")
+        if not self.learning_rate >= 0:
+            raise ValueError(f"local.learning_rate must not be negative, got {self.learning_rate}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"local.momentum must be in [0, 1), got {self.momentum}")
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("local.nesterov needs local.momentum > 0")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"local.weight_decay must not be negative, got {self.weight_decay}")
+        if self.max_gradient_norm is not None and not self.max_gradient_norm > 0:
+            raise ValueError(f"local.max_gradient_norm must be positive or null, got {self.max_gradient_norm}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """How long a run is, and how often it looks at itself.
+
+    Attributes:
+        num_rounds: rounds in total, those before a resume included.
+        clients_per_round: a count (integer) or a fraction of all clients (a float up to 1.0).
+        evaluate_every: rounds between evaluations on the test set; 0: only after the last round.
+    """
+
+    num_rounds: int = 100
+    clients_per_round: int | float = 10
+    evaluate_every: int = 10
+
+    def __post_init__(self) -> None:
+        if self.num_rounds < 1:
+            raise ValueError(f"server.num_rounds must be at least 1, got {self.num_rounds}")
+        if self.evaluate_every < 0:
+            raise ValueError(f"server.evaluate_every must be 0 (only at the end) or more, got {self.evaluate_every}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When to save, and what to continue.
+
+    Attributes:
+        every: rounds between checkpoints; the last round is always saved. 0: none at all.
+        resume: the directory of the run to continue; None starts anew.
+    """
+
+    every: int = 10
+    resume: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.every < 0:
+            raise ValueError(f"checkpoint.every must be 0 (never) or more, got {self.every}")
+
+    def due(self, round: int, num_rounds: int) -> bool:
+        """Whether the state after `round` is saved."""
+        return self.every > 0 and (round % self.every == 0 or round == num_rounds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What is measured beside the training loss.
+
+    Attributes:
+        max_samples: test samples used while the run goes on, a seeded draw that stays the same; None: all. The
+            last round always uses all.
+        clients: after the last round, evaluate the global model on every client and write clients.csv.
+    """
+
+    max_samples: int | None = None
+    clients: bool = True
+
+    def __post_init__(self) -> None:
+        if self.max_samples is not None and self.max_samples < 1:
+            raise ValueError(f"evaluate.max_samples must be at least 1 or null, got {self.max_samples}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """What is shown while a run goes on.
+
+    Attributes:
+        progress: the progress bar; None: only in a terminal.
+    """
+
+    progress: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole run, as composed from conf/. The dictionaries are `_target_` factories with their arguments.
+
+    Attributes:
+        name: of the experiment; part of the run directory's path.
+        seed: of everything that is drawn.
+        device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:1".
+    """
+
+    name: str = "fedsim"
+    seed: int = 0
+    device: str = "auto"
+    data: dict[str, Any] = field(default_factory=dict)
+    partition: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    algorithm: dict[str, Any] = field(default_factory=dict)
+    trainer: dict[str, Any] = field(default_factory=dict)
+    sampler: dict[str, Any] = field(default_factory=dict)
+    local: LocalConfig = field(default_factory=LocalConfig)
+    server: ServerConfig = field(default_factory=ServerConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+        if self.device not in ("auto", "cpu", "cuda") and not self.device.startswith("cuda:"):
+            raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}")

@@ -1,0 +1,166 @@
+"""Any LEAF set with numeric inputs.
+
+The first run packs the JSON (`leaf_pack`) into flat arrays beside it, in `.fedsim/`; later runs map those
+into memory. The arrays are keyed by the content of the files, so a changed file is packed anew; a file whose
+size and time of change are those of the last run is not read again to find out.
+
+Departure from LEAF: users without training samples are left out (LEAF evaluates them).
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.data.cache import cache_root, packed
+from fedsim.data.federated import FederatedDataset, Split, identity
+from fedsim.data.leaf_json import split_files
+from fedsim.data.leaf_pack import FORMAT, offsets_of, pack, stamp
+from fedsim.rng import stream
+
+_LOG = logging.getLogger(__name__)
+_STAMPS = "files.json"
+
+
+def unit_floats(inputs: Tensor) -> Tensor:
+    """uint8 (B, ...) to float32 (B, ...) in [0, 1]."""
+    return inputs.float() / 255
+
+
+def read_leaf(
+    root: str | Path,
+    *,
+    name: str,
+    num_classes: int,
+    input_shape: tuple[int, ...],
+    num_clients: int | None = None,
+    seed: int = 0,
+    cache_dir: str | Path | None = None,
+    preprocess: Callable[[Tensor], Tensor] | None = None,
+) -> FederatedDataset:
+    """The LEAF set in `root`: every user is a client, with a train range and a test range of samples.
+
+    Args:
+        root: folder with train/*.json and test/*.json, or with data/train and data/test.
+        name: the dataset's name.
+        num_classes: targets are integers in [0, num_classes).
+        input_shape: shape of one sample; the JSON may have it flat.
+        num_clients: how many clients to keep: the first of a seeded draw without replacement, in the files'
+            order, so that fewer are a subset of more; they are copied into memory. None keeps all,
+            memory-mapped.
+        seed: of that draw.
+        cache_dir: where the packed arrays go; None is `.fedsim/` in `root`, or the cache root where `root`
+            cannot be written (which is logged).
+        preprocess: from storage to the model's input; None divides bytes by 255 and leaves floats alone.
+
+    Returns:
+        Inputs (N, *input_shape), uint8 where every value of both splits is k/255, else float32; targets (N,)
+        int64. Clients come in the order of the training files; one without test samples has an empty test
+        range.
+
+    Raises:
+        FileNotFoundError: `root` or one of its splits is missing.
+        ValueError: a file is damaged, a user's samples are inconsistent, no user of test is in train, or
+            `num_clients` exceeds the users.
+    """
+    root = Path(root).expanduser()
+    files = split_files(root)
+    home = _home(root, cache_dir)
+    content = [FORMAT, num_classes, list(input_shape), _digests(root, files, home / _STAMPS)]
+    key = hashlib.blake2b(json.dumps(content).encode(), digest_size=10).hexdigest()
+    arrays, meta = packed(home / key, lambda folder: pack(files, folder, num_classes, input_shape))
+
+    train, test = (
+        Split(
+            inputs=torch.from_numpy(arrays[f"{split}_inputs"]),
+            targets=torch.from_numpy(arrays[f"{split}_targets"]),
+            offsets=np.asarray(arrays[f"{split}_offsets"]),
+            order=np.asarray(arrays[f"{split}_order"]) if f"{split}_order" in arrays else None,
+        )
+        for split in ("train", "test")
+    )
+    if preprocess is None:
+        preprocess = unit_floats if train.inputs.dtype == torch.uint8 else identity
+    left_out = meta["left_out"]
+    dataset = FederatedDataset(
+        name=name,
+        train=train,
+        test=test,
+        client_ids=meta["users"],
+        num_classes=num_classes,
+        preprocess=preprocess,
+        source="leaf",
+        notes=(f"{left_out} LEAF users have no training samples and are left out",) if left_out else (),
+    )
+    return dataset if num_clients is None else _keep(dataset, num_clients, seed)
+
+
+def _keep(dataset: FederatedDataset, num_clients: int, seed: int) -> FederatedDataset:
+    if not 1 <= num_clients <= dataset.num_clients:
+        raise ValueError(
+            f"data.num_clients={num_clients}, but the LEAF set has {dataset.num_clients} clients: set it to "
+            f"a number from 1 to {dataset.num_clients}, or to null for all"
+        )
+    draw = stream(seed, "leaf_clients").permutation(dataset.num_clients)
+    clients = np.sort(draw[:num_clients]).tolist()
+    assert dataset.test is not None
+    return replace(
+        dataset,
+        train=_copied(dataset.train, clients),
+        test=_copied(dataset.test, clients),
+        client_ids=[dataset.client_ids[client] for client in clients],
+    )
+
+
+def _copied(split: Split, clients: Sequence[int]) -> Split:
+    rows = torch.from_numpy(np.concatenate([split.rows(client) for client in clients]))
+    return Split(inputs=split.inputs[rows], targets=split.targets[rows], offsets=offsets_of(split.sizes[list(clients)]))
+
+
+def _home(root: Path, cache_dir: str | Path | None) -> Path:
+    """The folder of the packed arrays of `root`."""
+    if cache_dir is None:
+        beside = root / ".fedsim"
+        with contextlib.suppress(OSError):
+            beside.mkdir(exist_ok=True)
+        # A folder that cannot be written but was packed before serves as well.
+        if beside.is_dir() and (os.access(beside, os.W_OK) or (beside / _STAMPS).exists()):
+            return beside
+    source = hashlib.blake2b(os.fsencode(root.resolve()), digest_size=6).hexdigest()
+    home = cache_root(cache_dir) / "leaf" / source
+    if cache_dir is None:
+        _LOG.warning("%s cannot be written: the packed LEAF arrays go to %s", root, home)
+    return home
+
+
+def _digests(root: Path, files: dict[str, list[Path]], stamps: Path) -> dict[str, list[Any]]:
+    """Name to [size, hash] of the content; hashes only what changed since `stamps` was written."""
+    known: dict[str, list[Any]] = {}
+    with contextlib.suppress(OSError, ValueError):
+        known = json.loads(stamps.read_text())
+    now: dict[str, list[Any]] = {}
+    for path in [*files["train"], *files["test"]]:
+        size, changed = stamp(path)
+        before = known.get(str(path.relative_to(root)))
+        if before is None or before[:2] != [size, changed]:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+            before = [size, changed, digest]
+        now[str(path.relative_to(root))] = before
+    if now != known:
+        with contextlib.suppress(OSError):  # it only saves the next run's time
+            stamps.parent.mkdir(parents=True, exist_ok=True)
+            temporary = stamps.with_name(f".{stamps.name}.{uuid.uuid4().hex}.tmp")
+            temporary.write_text(json.dumps(now))
+            temporary.replace(stamps)
+    return {path: [size, digest] for path, (size, _, digest) in now.items()}

@@ -1,0 +1,83 @@
+"""Evaluation of one model on all samples of a split, and of every client at once by a sum over its segment."""
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from fedsim.data.federated import FederatedDataset, Split
+from fedsim.data.resident import ResidentSplit
+from fedsim.objective import correct, cross_entropy
+from fedsim.rng import stream
+from fedsim.vector import FlatModel
+
+BATCH_SIZE = 512
+
+
+class Evaluator:
+    """Evaluates models on one split.
+
+    Args:
+        dataset: for its preprocessing and its clients' names.
+        split: the samples.
+        model: the shared module; each evaluation overwrites its vector.
+    """
+
+    def __init__(self, dataset: FederatedDataset, split: Split, model: FlatModel) -> None:
+        self.dataset, self.split, self.model = dataset, split, model
+        self.data = ResidentSplit(dataset, split, model.device)
+        self.rows = np.arange(split.num_samples) if split.order is None else split.order[: split.num_samples]
+
+    def draw(self, max_samples: int | None, seed: int) -> np.ndarray:
+        """The rows of a seeded draw of at most `max_samples` samples, without replacement; None: all."""
+        if max_samples is None or max_samples >= len(self.rows):
+            return self.rows
+        return self.rows[np.sort(stream(seed, "evaluate").choice(len(self.rows), max_samples, replace=False))]
+
+    @torch.no_grad()
+    def per_sample(self, vector: Tensor, rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Loss (nats) and correctness of each row (all, in the clients' order, if None): two (n,) float64 arrays."""
+        self.model.load(vector)
+        self.model.module.eval()
+        losses, hits = [], []
+        on_device = self.data.rows(self.rows if rows is None else rows)
+        for start in range(0, len(on_device), BATCH_SIZE):
+            inputs, targets = self.data.gather(on_device[start : start + BATCH_SIZE])
+            outputs = self.model.module(inputs)
+            losses.append(cross_entropy(outputs, targets))
+            hits.append(correct(outputs, targets))
+        return torch.cat(losses).double().cpu().numpy(), torch.cat(hits).double().cpu().numpy()
+
+    def per_client(self, losses: np.ndarray, hits: np.ndarray) -> pd.DataFrame:
+        """One row for each client with samples: client, samples, loss, accuracy (means over its samples).
+
+        Args:
+            losses, hits: (N,) what `per_sample` gave for all rows.
+        """
+        assert self.split.offsets is not None, "nobody owns these samples"
+        sizes = self.split.sizes
+        owner = np.repeat(np.arange(len(sizes)), sizes)
+        kept = np.flatnonzero(sizes)
+        return pd.DataFrame(
+            {
+                "client": [self.dataset.client_ids[c] for c in kept],
+                "samples": sizes[kept],
+                "loss": np.bincount(owner, losses, len(sizes))[kept] / sizes[kept],
+                "accuracy": np.bincount(owner, hits, len(sizes))[kept] / sizes[kept],
+            }
+        )
+
+
+def spread(clients: pd.DataFrame) -> dict[str, float]:
+    """Statistics of the clients' accuracies: the mean over samples and over clients, percentiles, worst, deviation."""
+    accuracy = clients["accuracy"].to_numpy()
+    p10, p50, p90 = np.percentile(accuracy, [10, 50, 90])
+    return {
+        "client_accuracy_weighted": float(np.average(accuracy, weights=clients["samples"])),
+        "client_accuracy_mean": float(accuracy.mean()),
+        "client_accuracy_p10": float(p10),
+        "client_accuracy_p50": float(p50),
+        "client_accuracy_p90": float(p90),
+        "client_accuracy_worst": float(accuracy.min()),
+        "client_accuracy_std": float(accuracy.std()),
+    }

@@ -1,0 +1,83 @@
+"""The run directory: what a run leaves behind, in files that any tool reads.
+
+metrics.jsonl and metrics.csv have a row for each round; clients.csv the last per-client evaluation; config.yaml the
+resolved configuration; summary.json the outcome; model.safetensors the final model by parameter name.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fedsim.files import write_atomically, write_text
+
+
+class RunDirectory:
+    """Writes a run's files.
+
+    Args:
+        path: the directory; made if need be.
+        keep_rounds: rows of earlier rounds, up to this one, stay (a resumed run); later ones are dropped.
+
+    Raises:
+        ValueError: the directory cannot be written.
+    """
+
+    def __init__(self, path: Path, *, keep_rounds: int = 0) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if keep_rounds:
+                self.rows = [row for row in read_metrics(path) if row["round"] <= keep_rounds]
+            write_text(path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows))
+            self._write_csv()
+        except OSError as error:
+            raise ValueError(f"cannot write to the run directory {path} ({error}); set hydra.run.dir") from error
+        self.columns = set().union(*self.rows)
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        """Append a round to metrics.jsonl and metrics.csv."""
+        self.rows.append(metrics)
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(metrics) + "\n")
+        if self.columns.issuperset(metrics):
+            row = pd.DataFrame([metrics], columns=self.header)
+            row.to_csv(self.path / "metrics.csv", mode="a", header=False, index=False)
+        else:  # a metric seen for the first time adds a column to every row
+            self.columns |= set(metrics)
+            self._write_csv()
+
+    def sync(self) -> None:
+        """Flush the metrics to the disk, so that no checkpoint is newer than its rows."""
+        with (self.path / "metrics.jsonl").open("rb") as file:
+            os.fsync(file.fileno())
+
+    def _write_csv(self) -> None:
+        frame = pd.DataFrame(self.rows)
+        self.header = list(frame.columns)
+        write_text(self.path / "metrics.csv", frame.to_csv(index=False) if self.rows else "")
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+
+    def write_clients(self, clients: pd.DataFrame) -> None:
+        write_text(self.path / "clients.csv", clients.to_csv(index=False))
+
+    def write_model(self, state: dict[str, Tensor]) -> None:
+        write_atomically(self.path / "model.safetensors", lambda file: save_file(state, file))
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        write_text(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a run directory's metrics.jsonl; a last line cut short by a crash is left out."""
+    file = path / "metrics.jsonl"
+    lines = file.read_text(encoding="utf-8").split("\n") if file.exists() else []
+    return [json.loads(line) for line in lines[:-1]]  # whatever follows the last newline is not a whole row

@@ -1,0 +1,142 @@
+"""The plan of a round: which client sits in which slot at which step, with the rows of every minibatch.
+
+The plan is made on the host before the round starts, by a few vectorised calls for the whole cohort. A client's
+minibatches are a function of (seed, round, client) alone: neither the number of slots nor the rest of the cohort
+changes them.
+"""
+
+import heapq
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedsim.config import LocalConfig
+from fedsim.data.federated import Split
+from fedsim.rng import counter_hash, extend_hash
+
+_KEY_BITS = 64
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plan:
+    """T steps of K slots with minibatches of at most B samples, for m clients.
+
+    Attributes:
+        round: the round, from 1.
+        clients: (m,) int64 client indices, longest first; clients without samples are left out.
+        weights: (m,) float64: samples of each client.
+        slot: (m,) int64: the slot that the client sits in.
+        start: (m,) int64: its first step.
+        steps: (m,) int64: how many steps it takes; the slot is free from step `start + steps`.
+        rows: (T, K, B) int64 rows of the dataset; a minibatch fills its places from the front.
+        counts: (T, K) int64 samples in the minibatch; 0 where the slot is idle.
+    """
+
+    round: int
+    clients: np.ndarray
+    weights: np.ndarray
+    slot: np.ndarray
+    start: np.ndarray
+    steps: np.ndarray
+    rows: np.ndarray
+    counts: np.ndarray
+
+    @property
+    def num_slots(self) -> int:
+        return self.rows.shape[1]
+
+
+def make_plan(
+    split: Split, cohort: np.ndarray, local: LocalConfig, *, seed: int, round: int, num_slots: int = 1
+) -> Plan:
+    """Plan a round.
+
+    Args:
+        split: the training samples and their owners.
+        cohort: (m,) distinct client indices.
+        local: epochs or steps, and the batch size.
+        seed: the run's seed.
+        round: the round, from 1.
+        num_slots: K, clients that train side by side; 1 is the serial trainer.
+
+    Raises:
+        ValueError: no client of the cohort has a sample.
+    """
+    assert split.offsets is not None, "a partition must be applied before clients can train"
+    cohort = cohort[split.offsets[cohort + 1] > split.offsets[cohort]]
+    if len(cohort) == 0:
+        raise ValueError(f"round {round}: no client of the cohort has a training sample; sample more clients")
+    sizes = split.offsets[cohort + 1] - split.offsets[cohort]
+    longest_first = np.lexsort((cohort, -sizes))
+    cohort, sizes = cohort[longest_first], sizes[longest_first]
+
+    batch = int(sizes[0]) if local.batch_size is None else min(local.batch_size, int(sizes[0]))
+    steps_per_epoch = -(-sizes // batch)
+    steps = steps_per_epoch * local.num_epochs if local.num_steps is None else np.full_like(sizes, local.num_steps)
+    slot, start = _assign(steps, min(num_slots, len(cohort)))
+
+    num_epochs = -(-steps // steps_per_epoch)
+    visitor = np.repeat(np.arange(len(cohort)), num_epochs)  # one segment for each client and epoch
+    epoch = _count_up(num_epochs)
+    segment, index = _shuffled(seed, round, cohort[visitor], epoch, sizes[visitor])
+    position = _count_up(sizes[visitor])
+    who = visitor[segment]
+    step = epoch[segment] * steps_per_epoch[who] + position // batch
+    taken = step < steps[who]  # num_steps may end inside a pass
+    who, step, place, index = who[taken], step[taken], position[taken] % batch, index[taken]
+
+    shape = (int((start + steps).max()), int(slot.max()) + 1, batch)
+    flat = (start[who] + step) * shape[1] + slot[who]
+    rows = np.zeros(shape, np.int64)
+    owned = split.offsets[cohort[who]] + index
+    rows.reshape(-1)[flat * batch + place] = owned if split.order is None else split.order[owned]
+    counts = np.bincount(flat, minlength=shape[0] * shape[1]).reshape(shape[:2])
+    return Plan(
+        round=round,
+        clients=cohort,
+        weights=sizes.astype(np.float64),
+        slot=slot,
+        start=start,
+        steps=steps,
+        rows=rows,
+        counts=counts,
+    )
+
+
+def _count_up(lengths: np.ndarray) -> np.ndarray:
+    """[2, 3] -> [0, 1, 0, 1, 2]."""
+    starts = np.cumsum(lengths) - lengths
+    return np.arange(int(lengths.sum())) - np.repeat(starts, lengths)
+
+
+def _assign(steps: np.ndarray, num_slots: int) -> tuple[np.ndarray, np.ndarray]:
+    """Each client in turn takes the slot that is free first (longest-processing-time list scheduling)."""
+    if num_slots == 1:
+        return np.zeros_like(steps), np.cumsum(steps) - steps
+    slot, start = np.empty_like(steps), np.empty_like(steps)
+    free = [(0, k) for k in range(num_slots)]
+    for i, length in enumerate(steps.tolist()):
+        start[i], slot[i] = free[0]
+        heapq.heapreplace(free, (free[0][0] + length, free[0][1]))
+    return slot, start
+
+
+def _shuffled(
+    seed: int, round: int, client: np.ndarray, epoch: np.ndarray, size: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """A random order of 0 ... size-1 for each segment: (segment, index), both (sum(size),), segment after segment.
+
+    Segments are sorted by the upper 32 bits of a hash of (round, client, epoch, index), ties by index, all
+    segments in one sort of one integer key wherever that fits 64 bits.
+    """
+    segment = np.repeat(np.arange(len(size)), size)
+    index = _count_up(size)
+    prefix = counter_hash(seed, "shuffle", round, client, epoch)
+    key = extend_hash(prefix[segment], index) >> np.uint64(32)
+    index_bits = int(size.max() - 1).bit_length()
+    if (len(size) - 1).bit_length() + 32 + index_bits <= _KEY_BITS:
+        key = (segment.astype(np.uint64) << np.uint64(32)) | key
+        key = (key << np.uint64(index_bits)) | index.astype(np.uint64)
+        key.sort()
+        return segment, (key & np.uint64((1 << index_bits) - 1)).astype(np.int64)
+    return segment, index[np.lexsort((index, key, segment))]

@@ -1,0 +1,91 @@
+"""SerialTrainer: clients one after another on one shared model, each update streamed into the running average.
+
+Memory, whatever the number of clients: the global vector, the local one, its gradient, the float64 running sum, and
+the activations of one minibatch. There is no DataLoader, no copy of the model per client, and nothing waits for the
+device before the round has ended.
+"""
+
+import torch
+from torch import Tensor
+
+from fedsim.aggregate import OnlineAverage, PartialAverage
+from fedsim.algorithms.base import Algorithm
+from fedsim.config import LocalConfig
+from fedsim.data.federated import FederatedDataset
+from fedsim.data.resident import ResidentSplit
+from fedsim.rng import torch_stream
+from fedsim.train.outcome import summarise
+from fedsim.train.plan import Plan
+from fedsim.train.step import SerialStep, is_stochastic
+from fedsim.vector import FlatModel
+
+# Samples gathered at once: enough to make a client's gather one call, few enough to stay small.
+_GATHER = 4096
+
+
+class SerialTrainer:
+    """Trains the clients of a plan one after another.
+
+    Args:
+        dataset: the clients' samples.
+        model: the shared model; its device is where training runs. Its vector is overwritten.
+        algorithm: the gradient hook.
+        local: the optimizer's settings.
+        seed: the run's seed, for dropout.
+    """
+
+    num_slots = 1
+
+    def __init__(
+        self,
+        dataset: FederatedDataset,
+        model: FlatModel,
+        algorithm: Algorithm,
+        local: LocalConfig,
+        *,
+        seed: int = 0,
+    ) -> None:
+        self.dataset, self.model, self.seed = dataset, model, seed
+        self.data = ResidentSplit(dataset, dataset.train, model.device)
+        self.step = SerialStep(model, algorithm, local)
+        self.stochastic = is_stochastic(model.module)
+
+    def train(self, plan: Plan, broadcast: Tensor, scale: float) -> PartialAverage:
+        """Train every client of the plan from `broadcast` (P + Q,) and average the updates.
+
+        Raises:
+            ValueError: a client's loss or update is not finite.
+        """
+        assert plan.num_slots == 1
+        self.model.module.train()
+        average = OnlineAverage(len(broadcast), scale=scale, device=broadcast.device)
+        loss_sums, squared_norms = [], []
+        rows = self.data.rows(plan.rows[:, 0])
+        batch = rows.shape[1]
+        counts = plan.counts[:, 0].tolist()
+        counts_on_device = torch.from_numpy(plan.counts[:, 0]).to(broadcast.device, broadcast.dtype)
+        block = max(1, _GATHER // batch)
+        cuda = [broadcast.device] if broadcast.is_cuda else []
+        with torch.random.fork_rng(cuda, enabled=self.stochastic):
+            for client, first, steps, weight in zip(
+                plan.clients.tolist(),
+                plan.start.tolist(),
+                plan.steps.tolist(),
+                plan.weights.tolist(),
+                strict=True,
+            ):
+                if self.stochastic:
+                    torch.manual_seed(torch_stream(self.seed, "dropout", plan.round, client).initial_seed())
+                self.model.load(broadcast)
+                self.step.begin()
+                losses = []
+                for start in range(first, first + steps, block):
+                    stop = min(start + block, first + steps)
+                    inputs, targets = self.data.gather(rows[start:stop].reshape(-1))
+                    for i, count in enumerate(counts[start:stop]):
+                        minibatch = slice(i * batch, i * batch + count)
+                        losses.append(self.step(inputs[minibatch], targets[minibatch], broadcast))
+                loss_sums.append(torch.stack(losses) @ counts_on_device[first : first + steps])
+                squared_norms.append(average.add(self.model.vector, broadcast, weight))
+        metrics = summarise(plan, self.dataset.client_ids, torch.stack(loss_sums), torch.stack(squared_norms))
+        return average.result(metrics)

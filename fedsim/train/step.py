@@ -1,0 +1,97 @@
+"""The local update step: the only one in the project, for one client or K side by side.
+
+The arithmetic is `torch.optim.SGD`'s (dampening 0) behind `torch.nn.utils.clip_grad_norm_`, on lists of tensors: the
+layers' views of one client's vector, or the one matrix (K, P) of K clients.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from fedsim.algorithms.base import Algorithm
+from fedsim.config import LocalConfig
+from fedsim.objective import cross_entropy
+from fedsim.vector import FlatModel
+
+Tensors = list[Tensor] | tuple[Tensor, ...]
+
+
+def clip_by_norm(gradients: Tensors, max_norm: float, *, slots: bool) -> None:
+    """Scale gradients of a larger Euclidean norm down to `max_norm`, in place.
+
+    With slots the one gradient is (K, P) and each row has a norm of its own; else the list is one gradient.
+    """
+    if slots:
+        norm = torch.linalg.vector_norm(gradients[0], dim=1, keepdim=True)
+    else:
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    scale = (max_norm / (norm + 1e-6)).clamp_(max=1.0)
+    torch._foreach_mul_(gradients, scale)
+
+
+def sgd_(
+    parameters: Tensors,
+    gradients: Tensors,
+    momenta: Tensors | None,
+    local: LocalConfig,
+    *,
+    slots: bool = False,
+) -> None:
+    """One SGD step: moves `parameters` and `momenta` in place and may overwrite `gradients`."""
+    if local.max_gradient_norm is not None:
+        clip_by_norm(gradients, local.max_gradient_norm, slots=slots)
+    if local.weight_decay:
+        torch._foreach_add_(gradients, parameters, alpha=local.weight_decay)
+    if momenta is not None:
+        torch._foreach_mul_(momenta, local.momentum)
+        torch._foreach_add_(momenta, gradients)
+        if local.nesterov:
+            torch._foreach_add_(gradients, momenta, alpha=local.momentum)
+        else:
+            gradients = momenta
+    torch._foreach_add_(parameters, gradients, alpha=-local.learning_rate)
+
+
+class SerialStep:
+    """The step of one client on the shared model: plain autograd, then `sgd_`.
+
+    Memory besides the model: the gradient, and the momentum where there is one.
+    """
+
+    def __init__(self, model: FlatModel, algorithm: Algorithm, local: LocalConfig) -> None:
+        self.model, self.algorithm, self.local = model, algorithm, local
+        size = model.num_parameters
+        self.local_vector = model.vector[:size]
+        self.momentum = torch.zeros_like(self.local_vector) if local.momentum else None
+        flat = algorithm.gradient is not None
+        if self.momentum is None:
+            self.momenta = None
+        elif flat:
+            self.momenta = [self.momentum]
+        else:
+            self.momenta = [self.momentum[e.start : e.stop].view(e.shape) for e in model.layout.parameters]
+
+    def begin(self) -> None:
+        """A new client starts: its momentum is zero."""
+        if self.momentum is not None:
+            self.momentum.zero_()
+
+    def __call__(self, inputs: Tensor, targets: Tensor, broadcast: Tensor) -> Tensor:
+        """One minibatch; returns the mean loss before the step (0-d, on the device)."""
+        loss = cross_entropy(self.model.module(inputs), targets).mean()
+        gradients = torch.autograd.grad(loss, self.model.parameters)
+        with torch.no_grad():
+            if self.algorithm.gradient is None:
+                sgd_(self.model.parameters, gradients, self.momenta, self.local)
+            else:
+                flat = torch.cat([g.reshape(-1) for g in gradients])
+                flat = self.algorithm.gradient(flat, self.local_vector, broadcast[: len(flat)])
+                sgd_([self.local_vector], [flat], self.momenta, self.local)
+        return loss.detach()
+
+
+def is_stochastic(module: nn.Module) -> bool:
+    """Whether training draws random numbers inside the model (dropout)."""
+    return any(
+        (isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0) or (isinstance(m, nn.RNNBase) and m.dropout > 0)
+        for m in module.modules()
+    )

@@ -1,0 +1,1 @@
+"""How a round reaches the clients: in this process, or in others."""

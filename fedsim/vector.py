@@ -1,0 +1,111 @@
+"""FlatModel: an nn.Module whose trainable parameters and running statistics are views into one vector.
+
+The vector is laid out as [parameters | buffers]: first the P trainable parameters, in the module's own order, then
+the Q values of its floating-point buffers (BatchNorm's running mean and variance). Loading a model is one copy and
+averaging models is arithmetic on vectors; only this file knows which layer lies where.
+
+Integer buffers (BatchNorm's `num_batches_tracked`) stay in the module: they are counters, and the mean of counters
+means nothing. Frozen parameters (`requires_grad=False`) stay there too, shared by every client.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one tensor lies in the vector: elements `start` to `stop`, of shape `shape`."""
+
+    name: str
+    shape: torch.Size
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names, shapes and places of everything in the vector.
+
+    Attributes:
+        parameters: one entry for each trainable parameter, in the module's order.
+        buffers: one entry for each floating-point buffer, behind the parameters.
+    """
+
+    parameters: tuple[Entry, ...]
+    buffers: tuple[Entry, ...]
+
+    @property
+    def num_parameters(self) -> int:
+        """P: trainable parameters."""
+        return self.parameters[-1].stop
+
+    @property
+    def size(self) -> int:
+        """P + Q: length of the vector."""
+        return (self.buffers or self.parameters)[-1].stop
+
+    def views(self, vector: Tensor) -> dict[str, Tensor]:
+        """Names to views of a (P + Q,) vector, as `torch.func.functional_call` takes them."""
+        return {e.name: vector[e.start : e.stop].view(e.shape) for e in (*self.parameters, *self.buffers)}
+
+
+def _entries(named: Sequence[tuple[str, Tensor]], start: int) -> Iterator[Entry]:
+    for name, tensor in named:
+        yield Entry(name, tensor.shape, start, start + tensor.numel())
+        start += tensor.numel()
+
+
+class FlatModel:
+    """A module whose parameters and floating-point buffers are views into `vector`.
+
+    Attributes:
+        module: the module itself; call it as usual.
+        vector: (P + Q,) float tensor that holds the module's state; writing to it changes the module.
+        layout: what lies where.
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device | str = "cpu") -> None:
+        module = module.to(device)
+        parameters = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+        buffers = [(n, b) for n, b in module.named_buffers() if b.is_floating_point()]
+        if not parameters:
+            raise ValueError(f"{type(module).__name__} has no trainable parameter, so there is nothing to learn")
+        dtypes = {t.dtype for _, t in (*parameters, *buffers)}
+        if len(dtypes) > 1:
+            raise ValueError(f"all parameters and buffers must share one dtype, found {sorted(map(str, dtypes))}")
+        for name, child in module.named_modules():
+            if isinstance(child, nn.modules.batchnorm._BatchNorm) and child.momentum is None:
+                raise ValueError(
+                    f"{name}: BatchNorm with momentum=None keeps a count that cannot be averaged; set a momentum"
+                )
+        entries = tuple(_entries(parameters, 0))
+        self.layout = Layout(entries, tuple(_entries(buffers, entries[-1].stop)))
+        self.module = module
+        self.vector = torch.empty(self.layout.size, dtype=parameters[0][1].dtype, device=device)
+        views = self.layout.views(self.vector)
+        with torch.no_grad():
+            for name, tensor in (*parameters, *buffers):
+                views[name].copy_(tensor)
+                tensor.data = views[name]  # the Parameter object stays the same, so tied weights stay tied
+        self.parameters = [p for _, p in parameters]
+
+    @property
+    def num_parameters(self) -> int:
+        return self.layout.num_parameters
+
+    @property
+    def device(self) -> torch.device:
+        return self.vector.device
+
+    def load(self, vector: Tensor) -> None:
+        """Make the module the model `vector`, (P + Q,): one copy."""
+        self.vector.copy_(vector)
+
+    def state_dict(self, vector: Tensor) -> dict[str, Tensor]:
+        """The module's `state_dict` with `vector` (P + Q,) in it, as contiguous CPU tensors of their own."""
+        views = self.layout.views(vector)
+        state: dict[str, Tensor] = {name: views.get(name, t) for name, t in self.module.state_dict().items()}
+        return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
