@@ -60,7 +60,7 @@ class Evaluator:
         kept = np.flatnonzero(sizes)
         return pd.DataFrame(
             {
-                "client": [self.dataset.client_ids[c] for c in kept],
+                "client": [self.dataset.client_ids[c] for c in kept.tolist()],
                 "samples": sizes[kept],
                 "loss": np.bincount(owner, losses, len(sizes))[kept] / sizes[kept],
                 "accuracy": np.bincount(owner, hits, len(sizes))[kept] / sizes[kept],

@@ -107,5 +107,5 @@ class FlatModel:
     def state_dict(self, vector: Tensor) -> dict[str, Tensor]:
         """The module's `state_dict` with `vector` (P + Q,) in it, as contiguous CPU tensors of their own."""
         views = self.layout.views(vector)
-        state: dict[str, Tensor] = {name: views.get(name, t) for name, t in self.module.state_dict().items()}
+        state = self.module.state_dict() | views
         return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}

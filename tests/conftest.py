@@ -1,6 +1,10 @@
 """Small federated datasets that need no file."""
 
-from collections.abc import Callable
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,3 +40,55 @@ def make_dataset() -> MakeDataset:
         )
 
     return make
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Packed data of the tests goes where they end, and is built once for all of them."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("FEDSIM_CACHE", str(tmp_path_factory.mktemp("cache")))
+    yield
+    patch.undo()
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a command left: its exit code, what it printed, and its run directory."""
+
+    code: int
+    out: str
+    err: str
+    directory: Path
+
+
+RunFedsim = Callable[..., Finished]
+
+
+@pytest.fixture
+def fedsim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunFedsim:
+    """Runs `python -m fedsim ARGUMENTS` in this process, in tmp_path, with tmp_path/run as the run directory."""
+    from fedsim.cli import main
+
+    def run(*arguments: str, directory: Path | None = None) -> Finished:
+        directory = directory or tmp_path / "run"
+        resumed = any(a.startswith("checkpoint.resume=") for a in arguments)
+        where = [] if resumed or "-m" in arguments else [f"hydra.run.dir={directory}"]
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["fedsim", *arguments, *where])
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        capsys.readouterr()
+        root = logging.getLogger()
+        before = list(root.handlers)
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        finally:
+            for handler in [h for h in root.handlers if h not in before]:
+                root.removeHandler(handler)
+                handler.close()
+        printed = capsys.readouterr()
+        return Finished(code, printed.out, printed.err, directory)
+
+    return run

@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import os
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from fedsim.data.cache import cache_root, packed
 from fedsim.data.federated import FederatedDataset, Split, identity
 from fedsim.data.leaf_json import split_files
 from fedsim.data.leaf_pack import FORMAT, offsets_of, pack, stamp
+from fedsim.files import write_text
 from fedsim.rng import stream
 
 _LOG = logging.getLogger(__name__)
@@ -160,7 +160,5 @@ def _digests(root: Path, files: dict[str, list[Path]], stamps: Path) -> dict[str
     if now != known:
         with contextlib.suppress(OSError):  # it only saves the next run's time
             stamps.parent.mkdir(parents=True, exist_ok=True)
-            temporary = stamps.with_name(f".{stamps.name}.{uuid.uuid4().hex}.tmp")
-            temporary.write_text(json.dumps(now))
-            temporary.replace(stamps)
+            write_text(stamps, json.dumps(now))
     return {path: [size, digest] for path, (size, _, digest) in now.items()}

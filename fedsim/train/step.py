@@ -59,6 +59,7 @@ class SerialStep:
 
     def __init__(self, model: FlatModel, algorithm: Algorithm, local: LocalConfig) -> None:
         self.model, self.algorithm, self.local = model, algorithm, local
+        self.parameters: list[Tensor] = [*model.parameters]
         size = model.num_parameters
         self.local_vector = model.vector[:size]
         self.momentum = torch.zeros_like(self.local_vector) if local.momentum else None
@@ -81,7 +82,7 @@ class SerialStep:
         gradients = torch.autograd.grad(loss, self.model.parameters)
         with torch.no_grad():
             if self.algorithm.gradient is None:
-                sgd_(self.model.parameters, gradients, self.momenta, self.local)
+                sgd_(self.parameters, gradients, self.momenta, self.local)
             else:
                 flat = torch.cat([g.reshape(-1) for g in gradients])
                 flat = self.algorithm.gradient(flat, self.local_vector, broadcast[: len(flat)])

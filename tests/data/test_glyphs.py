@@ -5,9 +5,11 @@ import os
 import time
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
+from matplotlib.ft2font import FT2Font
 
 from fedsim.data import cache as cache_module
 from fedsim.data import glyphs as glyphs_module
@@ -122,11 +124,15 @@ def test_no_font_is_a_class_and_no_class_a_font() -> None:
 
 
 def test_every_character_of_every_font_is_drawn_and_none_as_a_box() -> None:
+    fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    for name in FONTS:
+        assert all(FT2Font(str(fonts / f"{name}.ttf")).get_char_index(ord(letter)) for letter in CHARACTERS)
     fields = glyphs_module._distance_fields().view(len(FONTS), 62, -1)
     for font in fields:
         assert font.amin(dim=1).max() < 0.03  # a line passes through every frame
-        apart = torch.cdist(font, font) + torch.eye(62) * 1e3
-        assert apart.min() > 0.1  # missing characters would all show the same box
+        # Missing characters would all show the same box; only I and l are one stroke in some fonts.
+        same = torch.nonzero((torch.cdist(font, font) < 0.5).triu(1)).tolist()
+        assert {CHARACTERS[one] + CHARACTERS[other] for one, other in same} <= {"Il"}
     # The tables of one character resemble each other across fonts more than those of other characters.
     mean = fields.mean(dim=0)
     nearest = torch.stack([torch.cdist(font, mean).argmin(dim=1) for font in fields])

@@ -222,6 +222,13 @@ def test_a_folder_that_cannot_be_written_is_packed_elsewhere_and_logged(
     assert len(list((tmp_path / "cache" / "leaf").glob("*/*/meta.json"))) == 1
 
 
+def test_a_folder_packed_before_it_was_locked_still_serves(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read(root)
+    monkeypatch.setattr(leaf.os, "access", lambda *_: False)
+    monkeypatch.setattr(leaf_pack, "read_split", None)
+    assert read(root).num_clients == 3
+
+
 def test_cache_dir_keeps_the_source_folder_clean(root: Path, tmp_path: Path) -> None:
     read(root, cache_dir=tmp_path / "cache")
     read(root, cache_dir=tmp_path / "cache")

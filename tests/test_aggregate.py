@@ -1,0 +1,85 @@
+"""OnlineAverage: the weighted mean, bitwise whatever the order and the grouping."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedsim.aggregate import OnlineAverage, weight_scale
+
+
+def updates(num, size, seed):
+    rng = np.random.default_rng(seed)
+    reference = torch.from_numpy(rng.normal(size=size).astype(np.float32))
+    scales = 10.0 ** rng.uniform(-7, 1, (num, 1))
+    local = reference + torch.from_numpy((scales * rng.normal(size=(num, size))).astype(np.float32))
+    return reference, local, rng.integers(1, 500, num).astype(float).tolist()
+
+
+def average(reference, local, weights, order, scale):
+    online = OnlineAverage(len(reference), scale=scale)
+    for i in order:
+        online.add(local[i], reference, weights[i])
+    return online.result()
+
+
+@settings(deadline=None, max_examples=40)
+@given(num=st.integers(1, 30), seed=st.integers(0, 1000), data=st.data())
+def test_mean_is_numpys_and_bitwise_the_same_in_any_order_and_grouping(num, seed, data):
+    reference, local, weights = updates(num, 57, seed)
+    scale = weight_scale(sum(weights))
+    straight = average(reference, local, weights, range(num), scale)
+    expected = np.average((local - reference).double().numpy(), axis=0, weights=weights)
+    np.testing.assert_allclose(straight.mean.numpy(), expected, rtol=1e-12, atol=2e-13)
+
+    shuffled = data.draw(st.permutations(range(num)))
+    assert torch.equal(straight.mean, average(reference, local, weights, shuffled, scale).mean)
+
+    cut = data.draw(st.integers(0, num))
+    merged = OnlineAverage(57, scale=scale)
+    for part in (shuffled[cut:], shuffled[:cut]):
+        merged.merge(average(reference, local, weights, part, scale))
+    assert torch.equal(straight.mean, merged.result().mean)
+    assert merged.weight == straight.weight
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 1000), factor=st.sampled_from([0.25, 2.0, 8.0, 3.0]))
+def test_scaling_all_weights_changes_nothing(seed, factor):
+    reference, local, weights = updates(6, 20, seed)
+    one = average(reference, local, weights, range(6), weight_scale(sum(weights)))
+    scaled = [w * factor for w in weights]
+    other = average(reference, local, scaled, range(6), weight_scale(sum(scaled)))
+    torch.testing.assert_close(one.mean, other.mean, rtol=1e-12, atol=2e-13)
+
+
+def test_blocks_cover_the_whole_vector_and_the_norm_is_the_updates():
+    size = (1 << 15) * 2 + 77
+    reference, local = torch.zeros(size), torch.randn(size, generator=torch.Generator().manual_seed(0))
+    online = OnlineAverage(size, scale=4.0)
+    squared_norm = online.add(local, reference, 3.0)
+    torch.testing.assert_close(online.result().mean, local.double(), rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(squared_norm, local.square().sum(), rtol=1e-4, atol=0)
+
+
+def test_not_finite_updates_show_in_the_norm():
+    online = OnlineAverage(3, scale=1.0)
+    assert not torch.isfinite(online.add(torch.tensor([0, float("nan"), 0]), torch.zeros(3), 1.0))
+
+
+@pytest.mark.parametrize(("total", "scale"), [(1, 1), (2, 2), (3, 4), (1000, 1024), (0.3, 0.5)])
+def test_weight_scale_is_the_next_power_of_two(total, scale):
+    assert weight_scale(total) == scale
+
+
+@pytest.mark.parametrize("total", [0, -1, float("nan"), float("inf")])
+def test_weights_must_sum_to_something(total):
+    with pytest.raises(ValueError, match="sum to a positive number"):
+        weight_scale(total)
+
+
+def test_partial_averages_of_different_cohorts_are_not_merged():
+    online = OnlineAverage(2, scale=2.0)
+    with pytest.raises(ValueError, match="different grids"):
+        online.merge(OnlineAverage(2, scale=4.0).result())

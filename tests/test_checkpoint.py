@@ -1,0 +1,129 @@
+"""Checkpoints: kill -9 at any moment, resume, and end bitwise where the unbroken run ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import fedsim.checkpoint as checkpoint_module
+from fedsim.checkpoint import FILE, Checkpoint
+
+ARGUMENTS = ["+experiment=debug", "data.num_clients=8", "model=mlp", "model.hidden_sizes=[32]", "local.momentum=0.9"]
+ROUNDS = 40
+# What depends on the clock and on the machine, not on the run.
+MEASURED = ("seconds", "evaluate_seconds", "peak_memory_bytes")
+
+
+def metrics(directory: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in MEASURED} for row in rows]
+
+
+def start(directory: Path, *arguments: str) -> subprocess.Popen:
+    package = str(Path(checkpoint_module.__file__).resolve().parents[1])
+    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    return subprocess.Popen(
+        [sys.executable, "-m", "fedsim", *ARGUMENTS, f"server.num_rounds={ROUNDS}", *arguments],
+        cwd=directory,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_kill_9_in_the_middle_of_a_round_then_resume_is_bitwise_the_unbroken_run(tmp_path):
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    whole = start(tmp_path, f"hydra.run.dir={unbroken}")
+    assert whole.wait(120) == 0, whole.stderr.read()
+    whole.stderr.close()
+
+    victim = start(tmp_path, f"hydra.run.dir={broken}", "checkpoint.every=3")
+    file, deadline = broken / "metrics.jsonl", time.monotonic() + 120
+    while not (file.exists() and file.read_text().count("\n") >= 8) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait(30)
+    victim.stderr.close()
+    assert not (broken / "model.safetensors").exists(), "it ended before it was killed"
+    assert 8 <= len(metrics(broken)) < ROUNDS
+    with file.open("a") as appended:
+        appended.write('{"round": 99, "train_l')  # a line cut short, as a crash can leave it
+
+    resumed = start(tmp_path, f"checkpoint.resume={broken}", "checkpoint.every=3")
+    assert resumed.wait(120) == 0, resumed.stderr.read()
+    resumed.stderr.close()
+    assert (broken / "model.safetensors").read_bytes() == (unbroken / "model.safetensors").read_bytes()
+    assert metrics(broken) == metrics(unbroken)
+    assert (broken / "clients.csv").read_bytes() == (unbroken / "clients.csv").read_bytes()
+    assert len((broken / "metrics.csv").read_text().splitlines()) == ROUNDS + 1
+    assert not list(broken.glob(".*.tmp"))
+
+
+def test_a_finished_run_can_be_given_more_rounds(fedsim, tmp_path):
+    short = fedsim("+experiment=debug", directory=tmp_path / "short")
+    long = fedsim("+experiment=debug", "server.num_rounds=8", directory=tmp_path / "long")
+    more = fedsim("+experiment=debug", "server.num_rounds=8", f"checkpoint.resume={short.directory}")
+    assert more.code == 0, more.err
+    assert (short.directory / "model.safetensors").read_bytes() == (long.directory / "model.safetensors").read_bytes()
+    assert [row["round"] for row in metrics(short.directory)] == list(range(1, 9))
+
+
+def test_another_run_is_refused_with_the_keys_that_differ(fedsim):
+    first = fedsim("+experiment=debug", "server.num_rounds=1")
+    before = {f.name: f.read_bytes() for f in first.directory.iterdir() if f.name != "run.log"}
+    other = fedsim("+experiment=debug", "local.learning_rate=0.5", "seed=7", f"checkpoint.resume={first.directory}")
+    assert other.code == 1
+    assert "differs in local.learning_rate (0.02 there, 0.5 here), seed (0 there, 7 here)" in other.err
+    assert {f.name: f.read_bytes() for f in first.directory.iterdir() if f.name != "run.log"} == before
+
+
+def checkpoint(round: int = 3, **changes) -> Checkpoint:
+    values = {"vector": torch.arange(4.0), "state": {"momentum": torch.ones(4)}, "config": {"a": {"b": 1}}}
+    return Checkpoint(round=round, dataset="d", **{**values, **changes})
+
+
+def test_round_trip(tmp_path):
+    checkpoint().save(tmp_path)
+    loaded = Checkpoint.load(tmp_path, "cpu")
+    assert (loaded.round, loaded.config, loaded.dataset) == (3, {"a": {"b": 1}}, "d")
+    assert torch.equal(loaded.vector, torch.arange(4.0))
+    assert torch.equal(loaded.state["momentum"], torch.ones(4))
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):
+    checkpoint().save(tmp_path)
+    before = (tmp_path / FILE).read_bytes()
+
+    def full(tensors, file, metadata):
+        Path(file).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_module, "save_file", full)
+    with pytest.raises(OSError, match=r"round 4: cannot write the checkpoint.*free some space.*untouched"):
+        checkpoint(4).save(tmp_path)
+    assert [f.name for f in tmp_path.iterdir()] == [FILE]
+    assert (tmp_path / FILE).read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"", b"not safetensors", b"\x08\x00\x00\x00\x00\x00\x00\x00{}      "])
+def test_a_damaged_checkpoint_is_named(tmp_path, content):
+    (tmp_path / FILE).write_bytes(content)
+    with pytest.raises(ValueError, match="is not a checkpoint of fedsim, or it is damaged"):
+        Checkpoint.load(tmp_path, "cpu")
+
+
+def test_other_data_under_the_same_configuration_is_refused():
+    with pytest.raises(ValueError, match="the data or its partition is not"):
+        checkpoint().check({"a": {"b": 1}}, "another")
+
+
+def test_where_and_how_long_may_differ():
+    there = {"server": {"num_rounds": 5}, "data": {"root": "x"}, "checkpoint": {"every": 1}, "seed": 1}
+    here = {"server": {"num_rounds": 9}, "data": {"root": "y"}, "checkpoint": {"every": 2}, "seed": 1}
+    checkpoint(config=there).check(here, "d")

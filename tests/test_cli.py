@@ -1,0 +1,164 @@
+"""The command line: the debug experiment end to end, and every mistake in one line."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+DEBUG = "+experiment=debug"
+
+
+def rows(directory: Path) -> list[dict]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_debug_experiment_leaves_all_its_files(fedsim):
+    done = fedsim(DEBUG)
+    assert done.code == 0, done.err
+    metrics = rows(done.directory)
+    assert [row["round"] for row in metrics] == [1, 2, 3, 4, 5]
+    promised = {
+        "round", "train_loss", "test_loss", "test_accuracy", "seconds", "clients", "samples", "peak_memory_bytes",
+    }  # fmt: skip
+    assert promised <= metrics[-1].keys()
+    with (done.directory / "metrics.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [float(row["train_loss"]) for row in table] == [row["train_loss"] for row in metrics]
+    with (done.directory / "clients.csv").open(newline="") as file:
+        clients = list(csv.DictReader(file))
+    assert len(clients) == 20
+    summary = json.loads((done.directory / "summary.json").read_text())
+    assert summary["data_source"] == "glyphs"
+    assert "stand-in" in summary["notes"][0]
+    assert "stand-in" in done.err
+    assert "stand-in" in (done.directory / "run.log").read_text()
+    assert summary["final"]["test_accuracy"] == metrics[-1]["test_accuracy"]
+    assert summary["num_clients"] == 20
+    assert summary["clients"]["client_accuracy_weighted"] == pytest.approx(metrics[-1]["test_accuracy"])
+    assert load_file(done.directory / "model.safetensors")["head.weight"].shape == (62, 784)
+    config = yaml.safe_load((done.directory / "config.yaml").read_text())
+    assert config["local"]["learning_rate"] == 0.02
+    assert metrics[-1]["train_loss"] < metrics[0]["train_loss"]
+
+
+def test_equal_seeds_give_equal_bytes_and_another_seed_does_not(fedsim, tmp_path):
+    runs = [fedsim(DEBUG, f"seed={seed}", directory=tmp_path / name) for name, seed in [("a", 1), ("b", 1), ("c", 2)]]
+    a, b, c = ((run.directory / "model.safetensors").read_bytes() for run in runs)
+    assert a == b
+    assert a != c
+
+
+def test_multirun_makes_a_run_of_each_value(fedsim, tmp_path):
+    done = fedsim("-m", DEBUG, "seed=1,2", "server.num_rounds=1", "hydra.sweep.dir=sweep")
+    assert done.code == 0, done.err
+    seeds = [json.loads((tmp_path / "sweep" / job / "summary.json").read_text())["seed"] for job in ("0", "1")]
+    assert seeds == [1, 2]
+
+
+def truncated_leaf(tmp_path: Path) -> list[str]:
+    for split in ("train", "test"):
+        folder = tmp_path / "leaf" / split
+        folder.mkdir(parents=True)
+        text = json.dumps({"users": ["w"], "num_samples": [1], "user_data": {"w": {"x": [[0.0] * 784], "y": [3]}}})
+        (folder / "all.json").write_text(text[: len(text) // 2] if split == "train" else text)
+    return [f"data.root={tmp_path / 'leaf'}"]
+
+
+def leaf_with(tmp_path: Path, num_samples: int, label: object) -> list[str]:
+    for split in ("train", "test"):
+        folder = tmp_path / "leaf" / split
+        folder.mkdir(parents=True)
+        record = {"x": [[0.0] * 784, [1.0] * 784], "y": [3, label]}
+        (folder / "all.json").write_text(
+            json.dumps({"users": ["w"], "num_samples": [num_samples], "user_data": {"w": record}})
+        )
+    return [f"data.root={tmp_path / 'leaf'}"]
+
+
+MISTAKES = {
+    "misspelt key": (["local.lerning_rate=1"], "unknown option 'local.lerning_rate'; did you mean local.learning_rate"),
+    "misspelt section": (["servr.num_rounds=1"], "unknown option 'servr.num_rounds'; did you mean server.num_rounds"),
+    "added key": (["+local.lr=1"], "unknown option 'local.lr'"),
+    "misspelt data key": (["data.sorce=leaf"], "unknown option 'data.sorce'; did you mean data.source"),
+    "unknown group option": (["algorithm=fedavgg"], "algorithm=fedavgg does not exist; did you mean fedavg?"),
+    "unknown experiment": (["+experiment=femnist"], "there is cifar10_dirichlet, debug, femnist_convnet2"),
+    "wrong type": (["local.batch_size=ten"], "local.batch_size: Value 'ten'"),
+    "wrong value": (["local.learning_rate=-1"], "local.learning_rate must not be negative, got -1.0"),
+    "unknown device": (["device=tpu"], "device must be auto, cpu, cuda or cuda:N"),
+    "unknown source": (["data.source=leav"], "data.source='leav' is unknown"),
+    "no root": (["data.source=leaf"], "data.source=leaf needs data.root"),
+    "missing root": (["data.root=/nowhere"], "/nowhere"),
+    "mnist without files": (["+experiment=mnist_iid", "data.root=/nowhere"], "data.download=true"),
+    "mnist without partition": (["data=cifar10", "partition=natural"], "cifar10"),
+    "infeasible dirichlet": (["partition=dirichlet", "partition.num_clients=1000"], "partition.min_samples"),
+    "too large a cohort": (["server.clients_per_round=21"], "there are 20 clients: choose 1 to 20"),
+    "not a number": (["local.learning_rate=1e38"], "round 1: the"),
+    "resume from nowhere": (["checkpoint.resume=/nowhere"], "no checkpoint.safetensors there"),
+    "syntax": (["seed="], "seed"),
+    "images to a wrong model": (["model.num_classes=3"], "unknown option 'model.num_classes'"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_that_helps(fedsim, name):
+    arguments, message = MISTAKES[name]
+    base = [DEBUG] if not any(a.startswith("+experiment") for a in arguments) else []
+    done = fedsim(*base, *arguments)
+    errors = [line for line in done.err.splitlines() if line.startswith("fedsim: error: ")]
+    assert done.code == 1
+    assert len(errors) == 1, done.err
+    assert message in errors[0]
+    assert "Traceback" not in done.err
+    assert not (done.directory / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (truncated_leaf, "all.json"),
+        (lambda tmp: leaf_with(tmp, 5, 3), "w"),
+        (lambda tmp: leaf_with(tmp, 2, 62), "62"),
+    ],
+    ids=["truncated", "num_samples", "label"],
+)
+def test_damaged_leaf_files_are_one_line(fedsim, tmp_path, make, message):
+    done = fedsim(DEBUG, "data.num_clients=null", *make(tmp_path))
+    (error,) = [line for line in done.err.splitlines() if line.startswith("fedsim: error: ")]
+    assert done.code == 1
+    assert "all.json" in error
+    assert message in error
+
+
+def test_a_run_directory_that_cannot_be_written_is_one_line(fedsim, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    done = fedsim(DEBUG, directory=tmp_path / "file" / "run")
+    (error,) = [line for line in done.err.splitlines() if line.startswith("fedsim: error: ")]
+    assert done.code == 1
+    assert str(tmp_path / "file") in error
+
+
+def test_a_run_directory_in_use_is_not_overwritten(fedsim):
+    first = fedsim(DEBUG, "server.num_rounds=1")
+    before = (first.directory / "metrics.jsonl").read_bytes()
+    again = fedsim(DEBUG, "server.num_rounds=1")
+    assert again.code == 1
+    assert "already holds a run" in again.err
+    assert (first.directory / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_user_who_asks_for_the_trace_gets_it(tmp_path):
+    env = {**os.environ, "HYDRA_FULL_ERROR": "1"}
+    package = Path(__file__).resolve().parents[1]
+    command = [sys.executable, "-m", "fedsim", "local.lerning_rate=1"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**env, "PYTHONPATH": os.environ.get("PYTHONPATH", str(package))},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr

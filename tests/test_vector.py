@@ -1,0 +1,81 @@
+"""FlatModel: the module and its vector are one storage."""
+
+import pytest
+import torch
+from torch import nn
+
+from fedsim.vector import FlatModel
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+
+def with_norm():
+    return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+
+
+def test_the_vector_holds_parameters_first_then_float_buffers():
+    module = with_norm()
+    expected = torch.cat([p.detach().reshape(-1) for p in module.parameters()])
+    model = FlatModel(module)
+    assert model.num_parameters == 4 * 3 + 3 + 3 + 3 + 3 * 2 + 2
+    assert torch.equal(model.vector[: model.num_parameters], expected)
+    assert [e.name for e in model.layout.buffers] == ["1.running_mean", "1.running_var"]
+    assert model.vector[model.num_parameters :].tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_loading_is_one_copy_that_the_module_sees_and_training_writes_the_vector():
+    model = FlatModel(with_norm())
+    model.load(torch.arange(model.layout.size, dtype=torch.float32))
+    assert model.module[0].bias.tolist() == [12, 13, 14]
+    assert model.module[1].running_mean.tolist() == [29, 30, 31]
+    model.module[1].running_mean.fill_(7)
+    with torch.no_grad():
+        model.module[2].bias.fill_(-1)
+    assert model.vector[-6:-3].tolist() == [7, 7, 7]
+    assert model.vector[27:29].tolist() == [-1, -1]
+
+
+def test_tied_weights_stay_tied_and_count_once():
+    model = FlatModel(Tied())
+    assert model.num_parameters == 9 + 3 + 3
+    assert model.module.second.weight is model.module.first.weight
+    model.load(torch.ones(15))
+    assert model.module(torch.ones(1, 3)).tolist() == [[13, 13, 13]]
+
+
+def test_frozen_parameters_stay_out_of_the_vector():
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    module[0].requires_grad_(False)
+    model = FlatModel(module)
+    assert model.num_parameters == 3
+    assert set(model.state_dict(model.vector)) == {"0.weight", "0.bias", "1.weight", "1.bias"}
+
+
+def test_state_dict_loads_into_a_plain_module():
+    model, plain = FlatModel(with_norm()), with_norm()
+    vector = torch.randn(model.layout.size).abs()
+    plain.load_state_dict(model.state_dict(vector))
+    model.load(vector)
+    x = torch.randn(5, 4)
+    assert torch.equal(plain.eval()(x), model.module.eval()(x))
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (nn.ReLU(), "no trainable parameter"),
+        (nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double()), "share one dtype"),
+        (nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, momentum=None)), "1: BatchNorm with momentum=None"),
+    ],
+)
+def test_what_cannot_be_a_vector_is_refused(module, message):
+    with pytest.raises(ValueError, match=message):
+        FlatModel(module)
