@@ -9,13 +9,14 @@ shape of the tree. The grid is far below float32: for a cohort of total weight n
 """
 
 import math
+import threading
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 # Elements handled at once: on a CPU, a block and its float64 temporaries stay in the processor's cache.
-_BLOCK = 1 << 15
+_BLOCK = 1 << 16
 _BLOCK_CUDA = 1 << 24
 _GRID = float(1 << 44)
 
@@ -64,6 +65,16 @@ class OnlineAverage:
         self.weight = 0.0
         self.scale = scale
         self.block = _BLOCK_CUDA if self.total.is_cuda else _BLOCK
+        self.lock = threading.Lock()  # several threads may add to one average
+
+    def _accumulate(self, start: int, terms: Tensor) -> None:
+        """Add (n,) float64 grid points from element `start` on."""
+        with self.lock:
+            self.total[start : start + len(terms)].add_(terms)
+
+    def _count(self, weight: float) -> None:
+        with self.lock:
+            self.weight += weight
 
     def add(self, local: Tensor, reference: Tensor, weight: float) -> Tensor:
         """Add the update `local - reference`, both (size,), and return its squared norm (0-d float32, on device).
@@ -76,9 +87,37 @@ class OnlineAverage:
             part = slice(start, start + self.block)
             difference = local[part] - reference[part]
             squares.append(torch.dot(difference, difference))
-            self.total[part].add_(difference.double().mul_(factor).round_())
-        self.weight += weight
+            self._accumulate(start, difference.double().mul_(factor).round_())
+        self._count(weight)
         return torch.stack(squares).sum()
+
+    def add_rows(self, differences: Tensor, weights: list[float], start: int) -> None:
+        """Add a part of several updates, (F, n), that begins at element `start`; `add_weight` completes them."""
+        factors = torch.tensor(weights, dtype=torch.float64, device=self.total.device) * (_GRID / self.scale)
+        rows = max(1, self.block // len(weights))
+        for begin in range(0, differences.shape[1], rows):
+            part = differences[:, begin : begin + rows].double().mul_(factors[:, None]).round_()
+            self._accumulate(start + begin, part.sum(0))
+
+    def add_weight(self, weights: list[float]) -> None:
+        """All parts of these updates have been added."""
+        self._count(sum(weights))
+
+    def add_product(self, left: Tensor, right: Tensor, base: Tensor | None, kept: Tensor, start: int) -> None:
+        """Add left^T right + kept * base, the weighted update (out, in) of factored weights, from element `start`.
+
+        Args:
+            left, right: (R, out) and (R, in), with weight / scale in `left`.
+            base, kept: the global weight (out, in) and its 0-d factor; a base of None adds nothing.
+            start: place of the weight in the update.
+        """
+        width = right.shape[1]
+        rows = max(1, 16 * self.block // width)  # wider than a block of sums, for the product's sake
+        for begin in range(0, left.shape[1], rows):
+            part = left[:, begin : begin + rows].T @ right
+            if base is not None:
+                part = part + kept * base[begin : begin + rows]
+            self._accumulate(start + begin * width, part.reshape(-1).double().mul_(_GRID).round_())
 
     def merge(self, other: PartialAverage) -> None:
         """Add another partial average of the same cohort."""

@@ -1,9 +1,11 @@
 """The server: the global model and the whole round loop."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fedsim.aggregate import weight_scale
@@ -21,6 +23,7 @@ class Server:
 
     Args:
         vector: (P + Q,) initial global model; changed in place.
+        num_parameters: P.
         sizes: (C,) training samples of each client.
         algorithm, sampler, transport: what to do, with whom, and where.
         seed: of the run.
@@ -29,6 +32,7 @@ class Server:
     def __init__(
         self,
         vector: Tensor,
+        num_parameters: int,
         sizes: np.ndarray,
         *,
         algorithm: Algorithm,
@@ -36,7 +40,7 @@ class Server:
         transport: Transport,
         seed: int,
     ) -> None:
-        self.vector, self.sizes, self.seed = vector, sizes, seed
+        self.vector, self.num_parameters, self.sizes, self.seed = vector, num_parameters, sizes, seed
         self.algorithm, self.sampler, self.transport = algorithm, sampler, transport
         self.state = algorithm.server_init(vector)
         self.round = 0
@@ -51,13 +55,17 @@ class Server:
             raise ValueError(f"round {round}: no client of the cohort has a training sample; sample more clients")
         job = Job(round=round, cohort=cohort, broadcast=self.vector, scale=weight_scale(weight))
         partial = self.transport.run_round(job)
-        self.state = self.algorithm.server_step(self.vector, partial.mean, self.state)
+        mean = partial.mean
+        update_norm = torch.linalg.vector_norm(mean[: self.num_parameters]).item()
+        if not math.isfinite(update_norm):
+            raise ValueError(f"round {round}: the mean update is not finite; lower local.learning_rate")
+        self.state = self.algorithm.server_step(self.vector, mean, self.state)
         self.round = round
         sums = partial.metrics
         return {
             "round": round,
             "train_loss": sums["loss_sum"] / sums["samples"],
-            "update_norm": sums["update_norm_sum"] / sums["clients"],
+            "update_norm": update_norm,
             "clients": int(sums["clients"]),
             "samples": int(sums["samples"]),
             "seconds": time.perf_counter() - begin,

@@ -91,6 +91,7 @@ class Simulation:
         self.trainer = trainer(dataset, self.model, algorithm, local, seed=seed)
         self.server = Server(
             self.model.vector.clone(),
+            self.model.num_parameters,
             dataset.train.sizes,
             algorithm=algorithm,
             sampler=sampler(dataset.num_clients, server.clients_per_round),

@@ -15,10 +15,11 @@ def summarise(plan: Plan, client_ids: Sequence[str], loss_sums: Tensor, squared_
         plan: the round.
         client_ids: the clients' names, for the error.
         loss_sums: (m,) sum of the losses of the samples that each client saw, each before its step, in nats.
-        squared_norms: (m,) squared Euclidean norm of each client's update.
+        squared_norms: (m,) squared Euclidean norm of each client's update, or of a part that is not finite
+            whenever the whole is not.
 
     Returns:
-        loss_sum, samples (seen, so epochs count), clients, and update_norm_sum.
+        loss_sum, samples (seen, so epochs count) and clients.
 
     Raises:
         ValueError: names the first client whose loss or update is not finite.
@@ -35,5 +36,4 @@ def summarise(plan: Plan, client_ids: Sequence[str], loss_sums: Tensor, squared_
         "loss_sum": math.fsum(losses),
         "samples": float(plan.counts.sum()),
         "clients": float(len(plan.clients)),
-        "update_norm_sum": math.fsum(map(math.sqrt, norms)),
     }

@@ -29,7 +29,8 @@ class Plan:
         start: (m,) int64: its first step.
         steps: (m,) int64: how many steps it takes; the slot is free from step `start + steps`.
         rows: (T, K, B) int64 rows of the dataset; a minibatch fills its places from the front.
-        counts: (T, K) int64 samples in the minibatch; 0 where the slot is idle.
+        counts: (T, K) int64 samples in the minibatch; 0 where the slot is idle. At every step the busy slots are
+            the first ones.
     """
 
     round: int
@@ -110,7 +111,11 @@ def _count_up(lengths: np.ndarray) -> np.ndarray:
 
 
 def _assign(steps: np.ndarray, num_slots: int) -> tuple[np.ndarray, np.ndarray]:
-    """Each client in turn takes the slot that is free first (longest-processing-time list scheduling)."""
+    """Each client in turn takes the slot that is free first (longest-processing-time list scheduling).
+
+    Returns:
+        slot and first step of each client, (m,) int64.
+    """
     if num_slots == 1:
         return np.zeros_like(steps), np.cumsum(steps) - steps
     slot, start = np.empty_like(steps), np.empty_like(steps)
@@ -118,7 +123,10 @@ def _assign(steps: np.ndarray, num_slots: int) -> tuple[np.ndarray, np.ndarray]:
     for i, length in enumerate(steps.tolist()):
         start[i], slot[i] = free[0]
         heapq.heapreplace(free, (free[0][0] + length, free[0][1]))
-    return slot, start
+    # Number the slots by when they run dry, the last first: then the busy ones are always the first ones.
+    rank = np.empty(num_slots, np.int64)
+    rank[[k for _, k in sorted(free, key=lambda f: (-f[0], f[1]))]] = np.arange(num_slots)
+    return rank[slot], start
 
 
 def _shuffled(

@@ -19,8 +19,8 @@ from fedsim.train.plan import Plan
 from fedsim.train.step import SerialStep, is_stochastic
 from fedsim.vector import FlatModel
 
-# Samples gathered at once: enough to make a client's gather one call, few enough to stay small.
-_GATHER = 4096
+# Bytes of samples gathered at once: on a CPU few enough to stay in its cache until they are used.
+_GATHER = {"cpu": 1 << 20, "cuda": 1 << 26}
 
 
 class SerialTrainer:
@@ -59,33 +59,28 @@ class SerialTrainer:
         assert plan.num_slots == 1
         self.model.module.train()
         average = OnlineAverage(len(broadcast), scale=scale, device=broadcast.device)
-        loss_sums, squared_norms = [], []
+        # one place for every client's figures: small tensors kept until the end would pin the heap's pages
+        loss_sums, squared_norms = broadcast.new_empty((2, len(plan.clients)))
         rows = self.data.rows(plan.rows[:, 0])
         batch = rows.shape[1]
         counts = plan.counts[:, 0].tolist()
         counts_on_device = torch.from_numpy(plan.counts[:, 0]).to(broadcast.device, broadcast.dtype)
-        block = max(1, _GATHER // batch)
+        block = max(1, self.data.samples_at_once(_GATHER[broadcast.device.type]) // batch)
         cuda = [broadcast.device] if broadcast.is_cuda else []
         with torch.random.fork_rng(cuda, enabled=self.stochastic):
-            for client, first, steps, weight in zip(
-                plan.clients.tolist(),
-                plan.start.tolist(),
-                plan.steps.tolist(),
-                plan.weights.tolist(),
-                strict=True,
-            ):
+            for i, client in enumerate(plan.clients.tolist()):
                 if self.stochastic:
                     torch.manual_seed(torch_stream(self.seed, "dropout", plan.round, client).initial_seed())
                 self.model.load(broadcast)
                 self.step.begin()
+                first, end = int(plan.start[i]), int(plan.start[i] + plan.steps[i])
                 losses = []
-                for start in range(first, first + steps, block):
-                    stop = min(start + block, first + steps)
+                for start in range(first, end, block):
+                    stop = min(start + block, end)
                     inputs, targets = self.data.gather(rows[start:stop].reshape(-1))
-                    for i, count in enumerate(counts[start:stop]):
-                        minibatch = slice(i * batch, i * batch + count)
+                    for at, count in zip(range(0, len(inputs), batch), counts[start:stop], strict=True):
+                        minibatch = slice(at, at + count)
                         losses.append(self.step(inputs[minibatch], targets[minibatch], broadcast))
-                loss_sums.append(torch.stack(losses) @ counts_on_device[first : first + steps])
-                squared_norms.append(average.add(self.model.vector, broadcast, weight))
-        metrics = summarise(plan, self.dataset.client_ids, torch.stack(loss_sums), torch.stack(squared_norms))
-        return average.result(metrics)
+                loss_sums[i] = torch.stack(losses) @ counts_on_device[first:end]
+                squared_norms[i] = average.add(self.model.vector, broadcast, float(plan.weights[i]))
+        return average.result(summarise(plan, self.dataset.client_ids, loss_sums, squared_norms))

@@ -1,7 +1,7 @@
 """The local update step: the only one in the project, for one client or K side by side.
 
 The arithmetic is `torch.optim.SGD`'s (dampening 0) behind `torch.nn.utils.clip_grad_norm_`, on lists of tensors: the
-layers' views of one client's vector, or the one matrix (K, P) of K clients.
+layers' views of one client's vector, or of K clients' with the slot as first dimension.
 """
 
 import torch
@@ -15,30 +15,18 @@ from fedsim.vector import FlatModel
 Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
-def clip_by_norm(gradients: Tensors, max_norm: float, *, slots: bool) -> None:
-    """Scale gradients of a larger Euclidean norm down to `max_norm`, in place.
+def clip_(gradients: Tensors, norm: Tensor, max_norm: float) -> None:
+    """Scale gradients of a larger norm down to `max_norm`, in place.
 
-    With slots the one gradient is (K, P) and each row has a norm of its own; else the list is one gradient.
+    `norm` is their Euclidean norm: 0-d for one client, or (K,) for gradients (K, ...), each slot by itself.
     """
-    if slots:
-        norm = torch.linalg.vector_norm(gradients[0], dim=1, keepdim=True)
-    else:
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     scale = (max_norm / (norm + 1e-6)).clamp_(max=1.0)
-    torch._foreach_mul_(gradients, scale)
+    for gradient in gradients:
+        gradient.mul_(scale.view([-1] + [1] * (gradient.dim() - 1)) if norm.dim() else scale)
 
 
-def sgd_(
-    parameters: Tensors,
-    gradients: Tensors,
-    momenta: Tensors | None,
-    local: LocalConfig,
-    *,
-    slots: bool = False,
-) -> None:
+def sgd_(parameters: Tensors, gradients: Tensors, momenta: Tensors | None, local: LocalConfig) -> None:
     """One SGD step: moves `parameters` and `momenta` in place and may overwrite `gradients`."""
-    if local.max_gradient_norm is not None:
-        clip_by_norm(gradients, local.max_gradient_norm, slots=slots)
     if local.weight_decay:
         torch._foreach_add_(gradients, parameters, alpha=local.weight_decay)
     if momenta is not None:
@@ -59,17 +47,15 @@ class SerialStep:
 
     def __init__(self, model: FlatModel, algorithm: Algorithm, local: LocalConfig) -> None:
         self.model, self.algorithm, self.local = model, algorithm, local
-        self.parameters: list[Tensor] = [*model.parameters]
-        size = model.num_parameters
-        self.local_vector = model.vector[:size]
-        self.momentum = torch.zeros_like(self.local_vector) if local.momentum else None
-        flat = algorithm.gradient is not None
-        if self.momentum is None:
-            self.momenta = None
-        elif flat:
-            self.momenta = [self.momentum]
+        self.vector = model.vector[: model.num_parameters]
+        self.momentum = torch.zeros_like(self.vector) if local.momentum else None
+        entries = model.layout.parameters
+        # an algorithm's own gradient is made of whole vectors; else each layer is a tensor by itself
+        self.parameters: list[Tensor] = [*model.parameters] if algorithm.gradient is None else [self.vector]
+        if self.momentum is None or algorithm.gradient is not None:
+            self.momenta = None if self.momentum is None else [self.momentum]
         else:
-            self.momenta = [self.momentum[e.start : e.stop].view(e.shape) for e in model.layout.parameters]
+            self.momenta = [self.momentum[e.start : e.stop].view(e.shape) for e in entries]
 
     def begin(self) -> None:
         """A new client starts: its momentum is zero."""
@@ -79,14 +65,15 @@ class SerialStep:
     def __call__(self, inputs: Tensor, targets: Tensor, broadcast: Tensor) -> Tensor:
         """One minibatch; returns the mean loss before the step (0-d, on the device)."""
         loss = cross_entropy(self.model.module(inputs), targets).mean()
-        gradients = torch.autograd.grad(loss, self.model.parameters)
+        gradients: Tensors = torch.autograd.grad(loss, self.model.parameters)
         with torch.no_grad():
-            if self.algorithm.gradient is None:
-                sgd_(self.parameters, gradients, self.momenta, self.local)
-            else:
+            if self.algorithm.gradient is not None:
                 flat = torch.cat([g.reshape(-1) for g in gradients])
-                flat = self.algorithm.gradient(flat, self.local_vector, broadcast[: len(flat)])
-                sgd_([self.local_vector], [flat], self.momenta, self.local)
+                gradients = [self.algorithm.gradient(flat, self.vector, broadcast[: len(flat)])]
+            if self.local.max_gradient_norm is not None:
+                norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+                clip_(gradients, norm, self.local.max_gradient_norm)
+            sgd_(self.parameters, gradients, self.momenta, self.local)
         return loss.detach()
 
 

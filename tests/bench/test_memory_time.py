@@ -6,10 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROGRAM = Path(__file__).parents[2] / "bench" / "memory_time.py"
 TOO_MANY = 10**10  # clients: 8 TB of images
 
 
+@pytest.mark.slow  # two imports of PyTorch, one in the program and one in the process that its modes fork from
 def test_memory_time(tmp_path):
     # A program finds the modules beside it unless this is set, as continuous integration does for the tests' sake.
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"}

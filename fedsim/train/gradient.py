@@ -1,0 +1,167 @@
+"""Gradients of K slots in one call: `vmap(grad(functional_call))`, traced once where shapes repeat."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.utils import _pytree as pytree
+
+from fedsim.objective import cross_entropy
+from fedsim.train.batched import FactoredLinear, batched_twin, norms
+from fedsim.train.trace import trace
+
+log = logging.getLogger("fedsim")
+
+Named = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Slots:
+    """The arguments of one step of n slots, each with the slot as first dimension.
+
+    Attributes:
+        parameters: by name, (n, *shape); without the weights of factored layers.
+        buffers: floating-point buffers by name, (n, *shape).
+        kept: (n,) a, how much of the global weight is left in the factored weights.
+        coefficients: (n, R) c, of the R rows of history.
+        inputs, gradients: history of each factored layer, (n, R, in) and (n, R, out).
+    """
+
+    parameters: Named
+    buffers: Named
+    kept: Tensor
+    coefficients: Tensor
+    inputs: Named
+    gradients: Named
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Gradients:
+    """The result of one step of n slots.
+
+    Attributes:
+        loss_sums: (n,) sum of the losses of the minibatch's samples.
+        parameters: gradient of the mean loss by name, (n, *shape).
+        buffers: those that the step has changed, by name, (n, *shape).
+        seen, probes: of each factored layer, its inputs (n, B, in) and the mean loss's gradients at its outputs
+            (n, B, out).
+    """
+
+    loss_sums: Tensor
+    parameters: Named
+    buffers: Named
+    seen: Named
+    probes: Named
+
+
+class SlotGradient:
+    """Computes the gradients of n slots.
+
+    Args:
+        module: the model; its parameter objects are shared, not copied.
+        factored: names of the linear layers whose weights are factored.
+        stochastic: whether the model draws random numbers.
+        traced: record the operations once and replay them (`fedsim.train.trace`), which leaves out functorch's
+            own overhead.
+
+    Raises:
+        ValueError: on the first call, for a model that cannot be batched.
+    """
+
+    def __init__(self, module: nn.Module, factored: set[str], *, stochastic: bool, traced: bool = True) -> None:
+        self.twin = batched_twin(module, factored)
+        self.layers = {n: m for n, m in self.twin.named_modules() if isinstance(m, FactoredLinear)}
+        self.fixed: Named = {n: b for n, b in self.twin.named_buffers() if not b.is_floating_point()}
+        slot = vmap(
+            grad(self._slot, argnums=(0, 1), has_aux=True),
+            in_dims=(0, 0, 0, None, 0, 0, 0, 0, 0, 0, 0),
+            randomness="different" if stochastic else "error",
+        )
+        self.slot, self.traced, self.function = slot, traced, None
+
+    def _slot(
+        self,
+        parameters: Named,
+        probes: Named,
+        buffers: Named,
+        bases: Named,
+        kept: Tensor,
+        coefficients: Tensor,
+        inputs: Named,
+        gradients: Named,
+        x: Tensor,
+        y: Tensor,
+        mask: Tensor,
+    ) -> tuple[Tensor, tuple[Tensor, Named, Named]]:
+        for name, layer in self.layers.items():
+            layer.base, layer.probe = bases[name], probes[name]
+            layer.kept, layer.coefficients = kept, coefficients
+            layer.inputs, layer.gradients = inputs[name], gradients[name]
+        for _, norm in norms(self.twin):
+            norm.mask = mask
+        fixed = {name: buffer.clone() for name, buffer in self.fixed.items()}
+        outputs = functional_call(self.twin, {**parameters, **buffers, **fixed}, (x,))
+        loss_sum = (cross_entropy(outputs, y) * mask).sum()
+        updated = {
+            f"{name}.{key}" if name else key: value
+            for name, norm in norms(self.twin)
+            for key, value in norm.updated.items()
+        }
+        seen = {name: layer.seen for name, layer in self.layers.items()}
+        return loss_sum / mask.sum().clamp(min=1.0), (loss_sum.detach(), updated, seen)
+
+    def __call__(self, slots: Slots, bases: Named, x: Tensor, y: Tensor, counts: Tensor) -> Gradients:
+        """Gradients of the minibatches x (n, B, ...), y (n, B, ...), of which the first counts (n,) rows count.
+
+        `bases` are the global weights of the factored layers, (out, in), shared by all slots.
+        """
+        n, batch = x.shape[:2]
+        mask = (torch.arange(batch, device=x.device) < counts[:, None]).to(x.dtype)
+        probes = {name: x.new_zeros((n, batch, len(base))) for name, base in bases.items()}
+        arguments = (
+            slots.parameters,
+            probes,
+            slots.buffers,
+            bases,
+            slots.kept,
+            slots.coefficients,
+            slots.inputs,
+            slots.gradients,
+            x,
+            y,
+            mask,
+        )
+        try:
+            if self.function is None:
+                self.function = self._checked_trace(arguments) if self.traced else self.slot
+            with torch.no_grad():
+                (parameters, at_probes), (loss_sums, buffers, seen) = self.function(*arguments)
+        except RuntimeError as error:
+            text = str(error).split("\n")[0]
+            raise ValueError(
+                f"trainer=vectorized cannot train {type(self.twin).__name__} side by side ({text}); use trainer=serial"
+            ) from error
+        return Gradients(loss_sums=loss_sums, parameters=parameters, buffers=buffers, seen=seen, probes=at_probes)
+
+    def _checked_trace(self, arguments: tuple[Any, ...]) -> Callable[..., Any]:
+        """The traced function, if the first call proves that it computes the same; else the function itself."""
+        one, two = (0,), (0, 1)
+        changing = (one, one, one, (), one, two, two, two, one, one, one)
+        try:
+            traced = trace(self.slot, arguments, changing)
+            found, expected = (pytree.tree_leaves(function(*arguments)) for function in (traced, self.slot))
+        except Exception as error:
+            log.warning("the batched step could not be traced and runs slower (%s)", str(error).split("\n")[0])
+            return self.slot
+        # the same operations in the same order: anything but rounding means that a size was misread
+        same = all(
+            torch.allclose(f, e, rtol=1e-3, atol=1e-5, equal_nan=True) for f, e in zip(found, expected, strict=True)
+        )
+        if not (same or self.stochastic):
+            log.warning("the traced step differs from the step itself, which runs instead, slower")
+            return self.slot
+        return traced

@@ -1,0 +1,201 @@
+"""The state of K slots: what each client's model has become so far."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.aggregate import OnlineAverage
+from fedsim.algorithms.base import Algorithm
+from fedsim.config import LocalConfig
+from fedsim.train.gradient import Gradients, Slots
+from fedsim.train.step import Tensors, clip_, sgd_
+from fedsim.vector import FlatModel
+
+
+@dataclass(frozen=True)
+class _Column:
+    """An entry of the vector that every slot has whole: its place in a slot's row and in the vector."""
+
+    name: str
+    shape: torch.Size
+    start: int
+    stop: int
+    vector_start: int
+
+
+class SlotState:
+    """K rows of whole parameters and buffers, and the factors of the linear layers that are not whole.
+
+    Args:
+        model: for its layout.
+        factored: names of the factored linear layers, with (out, in).
+        num_slots: K.
+        num_steps: steps of the longest client; its history must fit.
+        batch: B.
+        algorithm, local: the rule of a step.
+        broadcast: (P + Q,) where every client starts.
+    """
+
+    def __init__(
+        self,
+        model: FlatModel,
+        factored: dict[str, tuple[int, int]],
+        *,
+        num_slots: int,
+        num_steps: int,
+        batch: int,
+        algorithm: Algorithm,
+        local: LocalConfig,
+        broadcast: Tensor,
+    ) -> None:
+        self.algorithm, self.local, self.broadcast, self.batch = algorithm, local, broadcast, batch
+        weights = {f"{name}.weight" if name else "weight" for name in factored}
+        views = model.layout.views(broadcast)
+        self.bases = {name: views[f"{name}.weight" if name else "weight"] for name in factored}
+        self.places = {
+            name: next(e.start for e in model.layout.parameters if e.name == (f"{name}.weight" if name else "weight"))
+            for name in factored
+        }
+        self.columns: list[_Column] = []
+        width = 0
+        for entry in (*model.layout.parameters, *model.layout.buffers):
+            if entry.name not in weights:
+                size = entry.stop - entry.start
+                self.columns.append(_Column(entry.name, entry.shape, width, width + size, entry.start))
+                width += size
+        trained = {e.name for e in model.layout.parameters}
+        self.num_trained = sum(c.stop - c.start for c in self.columns if c.name in trained)
+        self.parameter_columns = [c for c in self.columns if c.name in trained]
+        self.buffer_columns = [c for c in self.columns if c.name not in trained]
+
+        make = broadcast.new_empty
+        self.start = torch.cat([broadcast[c.vector_start : c.vector_start + c.stop - c.start] for c in self.columns])
+        self.rows = make((num_slots, width))
+        self.momentum = make((num_slots, self.num_trained)).zero_() if local.momentum else None
+        # the factored weights' coordinates: 1 for the global weight, and one number for each step's gradient
+        self.history = num_steps if factored else 0
+        self.coordinates = make((num_slots, 1 + self.history)).zero_()
+        self.coordinate_momentum = torch.zeros_like(self.coordinates) if local.momentum and factored else None
+        self.inputs = {n: make((num_slots, num_steps, batch, shape[1])) for n, shape in factored.items()}
+        self.gradients = {n: make((num_slots, num_steps, batch, shape[0])) for n, shape in factored.items()}
+        self.taken = np.zeros(num_slots, np.int64)  # steps that the slot's client has taken
+        self.touched = 0  # steps of history that have been written by any slot
+
+    def begin(self, slots: Tensor | slice) -> None:
+        """New clients start in these slots: the global model, no momentum, no history."""
+        self.rows[slots] = self.start
+        if self.momentum is not None:
+            self.momentum[slots] = 0.0
+        self.coordinates[slots] = 0.0
+        self.coordinates[slots, 0] = 1.0
+        if self.coordinate_momentum is not None:
+            self.coordinate_momentum[slots] = 0.0
+        self.taken[slots.numpy() if isinstance(slots, Tensor) else slots] = 0
+
+    def arguments(self, n: int) -> Slots:
+        """The first n slots, as `SlotGradient` takes them."""
+        rows = 0
+        if self.history:
+            # one step of zeros stands for an empty history, so that every step has the same form
+            if self.touched == 0:
+                for history in (*self.inputs.values(), *self.gradients.values()):
+                    history[:n, 0] = 0.0
+            steps = max(1, int(self.taken[:n].max()))
+            rows = steps * self.batch
+        return Slots(
+            parameters={c.name: self.rows[:n, c.start : c.stop].view(n, *c.shape) for c in self.parameter_columns},
+            buffers={c.name: self.rows[:n, c.start : c.stop].view(n, *c.shape) for c in self.buffer_columns},
+            kept=self.coordinates[:n, 0],
+            coefficients=self.coordinates[:n, 1 : 1 + rows // self.batch].repeat_interleave(self.batch, dim=1),
+            inputs={name: h[:n].flatten(1, 2)[:, :rows] for name, h in self.inputs.items()},
+            gradients={name: h[:n].flatten(1, 2)[:, :rows] for name, h in self.gradients.items()},
+        )
+
+    def step(self, n: int, found: Gradients) -> None:
+        """Move the first n slots along their gradients."""
+        local = self.local
+        for column in self.buffer_columns:
+            if column.name in found.buffers:
+                self.rows[:n, column.start : column.stop] = found.buffers[column.name].reshape(n, -1)
+        parameters: list[Tensor] = []
+        gradients: list[Tensor] = []
+        momenta: list[Tensor] | None = None if not local.momentum else []
+        if self.algorithm.gradient is None:
+            for c in self.parameter_columns:
+                parameters.append(self.rows[:n, c.start : c.stop])
+                gradients.append(found.parameters[c.name].reshape(n, -1))
+                if momenta is not None and self.momentum is not None:
+                    momenta.append(self.momentum[:n, c.start : c.stop])
+        else:
+            whole = torch.cat([found.parameters[c.name].reshape(n, -1) for c in self.parameter_columns], dim=1)
+            rows, size = self.rows[:n, : self.num_trained], self.num_trained
+            parameters, gradients = [rows], [self.algorithm.gradient(whole, rows, self.broadcast[:size])]
+            momenta = None if self.momentum is None else [self.momentum[:n]]
+        if self.history:
+            # A weight moves by the same rule in its coordinates, where the gradient of this step is a unit vector.
+            slots = torch.arange(n, device=self.rows.device)
+            now = torch.from_numpy(self.taken[:n]).to(self.rows.device)
+            if (latest := int(self.taken[:n].max())) == self.touched:
+                # the slots that are behind read a place before they write it; others never get here
+                for history in (*self.inputs.values(), *self.gradients.values()):
+                    history[:n, latest] = 0.0
+                self.touched += 1
+            for name in self.inputs:
+                self.inputs[name][slots, now] = found.seen[name]
+                self.gradients[name][slots, now] = found.probes[name]
+            unit = torch.zeros_like(self.coordinates[:n])
+            unit[slots, 1 + now] = 1.0
+            parameters.append(self.coordinates[:n])
+            gradients.append(unit)
+            if momenta is not None and self.coordinate_momentum is not None:
+                momenta.append(self.coordinate_momentum[:n])
+        if local.max_gradient_norm is not None:
+            clip_(gradients, self._norm(gradients, found), local.max_gradient_norm)
+        sgd_(parameters, gradients, momenta, local)
+        self.taken[:n] += 1
+
+    def _norm(self, gradients: Tensors, found: Gradients) -> Tensor:
+        """(n,) Euclidean norm of each slot's whole gradient."""
+        whole = gradients[:-1] if self.history else gradients
+        squares = torch.stack([g.square().sum(1) for g in whole]).sum(0)
+        for name, d in found.probes.items():
+            x = found.seen[name]
+            # || D^T X ||^2 = sum of (D D^T) * (X X^T)
+            squares = squares + ((d @ d.mT) * (x @ x.mT)).sum((1, 2))
+        return squares.clamp(min=0.0).sqrt()
+
+    def fold(self, slots: list[int], weights: list[float], average: OnlineAverage) -> Tensor:
+        """Stream the updates of these slots into the average; (len(slots),) squared norms of their whole columns."""
+        index = torch.tensor(slots, device=self.rows.device)
+        differences = self.rows[index] - self.start
+        for c in _runs(self.columns):
+            average.add_rows(differences[:, c.start : c.stop], weights, c.vector_start)
+        share = differences.new_tensor(weights) / average.scale
+        coordinates = self.coordinates[index] * share[:, None]
+        kept = coordinates[:, 0].sum() - share.sum()  # (a - 1) W_0, summed over the slots
+        steps = self.taken[slots].tolist()
+        for name, base in self.bases.items():
+            d = torch.cat(
+                [
+                    (self.gradients[name][s, :t] * coordinates[i, 1 : 1 + t, None, None]).flatten(0, 1)
+                    for i, (s, t) in enumerate(zip(slots, steps, strict=True))
+                ]
+            )
+            x = torch.cat([self.inputs[name][s, :t].flatten(0, 1) for s, t in zip(slots, steps, strict=True)])
+            average.add_product(d, x, base if self.local.weight_decay else None, kept, self.places[name])
+        average.add_weight(weights)
+        return torch.linalg.vector_norm(differences, dim=1).square()
+
+
+def _runs(columns: list[_Column]) -> list[_Column]:
+    """Columns that lie side by side in the vector, joined."""
+    joined: list[_Column] = []
+    for c in columns:
+        last = joined[-1] if joined else None
+        if last is not None and last.vector_start + last.stop - last.start == c.vector_start:
+            joined[-1] = _Column(last.name, last.shape, last.start, c.stop, last.vector_start)
+        else:
+            joined.append(c)
+    return joined

@@ -1,0 +1,165 @@
+"""VectorizedTrainer: K clients side by side in one batched computation, slots refilled as clients finish.
+
+Nothing is padded to the longest client: shapes are fixed by K and B, a slot whose client has finished takes the next
+client of the plan, and at the end of a round only the busy slots are computed. A finished client stays in its slot
+until the slot is needed, so that several are folded into the average at once.
+"""
+
+import torch
+from torch import Tensor
+
+from fedsim.aggregate import OnlineAverage, PartialAverage
+from fedsim.algorithms.base import Algorithm
+from fedsim.config import LocalConfig
+from fedsim.data.federated import FederatedDataset
+from fedsim.data.resident import ResidentSplit
+from fedsim.rng import torch_stream
+from fedsim.train.batched import factorable
+from fedsim.train.gradient import SlotGradient
+from fedsim.train.outcome import summarise
+from fedsim.train.plan import Plan
+from fedsim.train.slots import SlotState
+from fedsim.train.step import is_stochastic
+from fedsim.vector import FlatModel
+
+# Bytes of samples gathered at once: on a CPU few enough to stay in its cache until they are used.
+_GATHER = {"cpu": 1 << 20, "cuda": 1 << 26}
+# Smaller layers gain nothing from being factored.
+_MIN_FACTORED = 1 << 17
+
+
+class VectorizedTrainer:
+    """Trains `num_slots` clients of a plan at a time.
+
+    Args:
+        dataset: the clients' samples.
+        model: the model; its device is where training runs.
+        algorithm: the gradient hook.
+        local: the optimizer's settings.
+        seed: the run's seed, for dropout, which is reproducible for a fixed number of slots.
+        num_slots: K.
+        factor: keep large linear layers as factors (`FactoredLinear`) where that takes less memory than a weight
+            for each slot; False never does.
+    """
+
+    def __init__(
+        self,
+        dataset: FederatedDataset,
+        model: FlatModel,
+        algorithm: Algorithm,
+        local: LocalConfig,
+        *,
+        seed: int = 0,
+        num_slots: int = 32,
+        factor: bool = True,
+    ) -> None:
+        if num_slots < 1:
+            raise ValueError(f"trainer.num_slots must be at least 1, got {num_slots}")
+        self.dataset, self.model, self.seed = dataset, model, seed
+        self.algorithm, self.local, self.num_slots = algorithm, local, num_slots
+        self.data = ResidentSplit(dataset, dataset.train, model.device)
+        self.stochastic = is_stochastic(model.module)
+        sample = dataset.preprocess(dataset.train.inputs[:1]).to(model.device)
+        whole_vectors = algorithm.gradient is not None
+        self.factorable = factorable(model.module, sample, _MIN_FACTORED) if factor and not whole_vectors else {}
+        self.functions: dict[frozenset[str], SlotGradient] = {}
+
+    def _function(self, factored: dict[str, tuple[int, int]]) -> SlotGradient:
+        key = frozenset(factored)
+        if key not in self.functions:
+            self.functions[key] = SlotGradient(self.model.module, set(factored), stochastic=self.stochastic)
+        return self.functions[key]
+
+    def train(self, plan: Plan, broadcast: Tensor, scale: float) -> PartialAverage:
+        """Train every client of the plan from `broadcast` (P + Q,) and average the updates.
+
+        Raises:
+            ValueError: a client's loss or update is not finite, or the model cannot be batched.
+        """
+        average = OnlineAverage(len(broadcast), scale=scale, device=broadcast.device)
+        return average.result(self.run(plan, broadcast, average))
+
+    def run(self, plan: Plan, broadcast: Tensor, average: OnlineAverage) -> dict[str, float]:
+        """Train every client of the plan and add the updates to `average`; returns the metrics."""
+        cuda = [broadcast.device] if broadcast.is_cuda else []
+        with torch.random.fork_rng(cuda, enabled=self.stochastic):
+            if self.stochastic:
+                torch.manual_seed(torch_stream(self.seed, "dropout", plan.round).initial_seed())
+            return self._run(plan, broadcast, average)
+
+    def _run(self, plan: Plan, broadcast: Tensor, average: OnlineAverage) -> dict[str, float]:
+        num_steps, num_slots, batch = plan.rows.shape
+        longest = int(plan.steps.max())
+        history = longest * batch
+        factored = {
+            name: (out, into)
+            for name, (out, into) in self.factorable.items()
+            if history * (out + into) * 2 <= out * into
+        }
+        gradient = self._function(factored)
+        state = SlotState(
+            self.model,
+            factored,
+            num_slots=num_slots,
+            num_steps=longest,
+            batch=batch,
+            algorithm=self.algorithm,
+            local=self.local,
+            broadcast=broadcast,
+        )
+        order = plan.start.argsort(kind="stable")
+        begins = plan.start[order]
+        num_busy = (plan.counts > 0).sum(1)
+        rows = self.data.rows(plan.rows)
+        counts = torch.from_numpy(plan.counts).to(broadcast.device)
+        loss_sums = broadcast.new_zeros(plan.counts.shape)
+        squared_norms = broadcast.new_zeros(len(plan.clients))
+        sitting = [-1] * num_slots  # client of the plan that sits, or has finished and still sits, in each slot
+        finished: list[int] = []  # slots whose clients have finished
+        ends = plan.start + plan.steps
+
+        def fold() -> None:
+            clients = [sitting[slot] for slot in finished]
+            weights = plan.weights[clients].tolist()
+            squared_norms[torch.tensor(clients)] = state.fold(finished, weights, average)
+            finished.clear()
+
+        block = max(1, self.data.samples_at_once(_GATHER[broadcast.device.type]) // (num_slots * batch))
+        cursor, first, x, y = 0, 0, rows, rows
+        ending = {int(t): [] for t in ends}
+        for i, t in enumerate(ends.tolist()):
+            ending[t].append(i)
+        for t in range(num_steps):
+            if cursor < len(order) and begins[cursor] == t:
+                stop = cursor
+                while stop < len(order) and begins[stop] == t:
+                    stop += 1
+                arriving = order[cursor:stop]
+                if finished:
+                    fold()
+                state.begin(torch.from_numpy(plan.slot[arriving]))
+                for i in arriving.tolist():
+                    sitting[plan.slot[i]] = i
+                cursor = stop
+            if t % block == 0:
+                first = t
+                width = int(num_busy[t])
+                x, y = self.data.gather(rows[t : t + block, :width].reshape(-1))
+                x, y = (v.view(-1, width, batch, *v.shape[1:]) for v in (x, y))
+            n = int(num_busy[t])
+            now = t - first
+            found = gradient(state.arguments(n), state.bases, x[now, :n], y[now, :n], counts[t, :n])
+            state.step(n, found)
+            loss_sums[t, :n] = found.loss_sums
+            finished += [int(plan.slot[i]) for i in ending.get(t + 1, ())]
+        fold()
+        per_client = _per_client(loss_sums.cpu(), plan)
+        return summarise(plan, self.dataset.client_ids, per_client, squared_norms)
+
+
+def _per_client(loss_sums: Tensor, plan: Plan) -> Tensor:
+    """(T, K) losses of steps to (m,) losses of clients."""
+    totals = torch.zeros((len(loss_sums) + 1, loss_sums.shape[1]), dtype=torch.float64)
+    torch.cumsum(loss_sums.double(), 0, out=totals[1:])
+    slot, start, stop = (torch.from_numpy(v) for v in (plan.slot, plan.start, plan.start + plan.steps))
+    return totals[stop, slot] - totals[start, slot]
