@@ -1,7 +1,7 @@
 """A module made ready for K clients side by side.
 
-Some layers need a twin. BatchNorm looks at the whole minibatch, so it must not see the rows that only fill it up; a
-large linear layer need not have K weights (`FactoredLinear`); and 2 x 2 pooling on a CPU is faster in pairs.
+Two kinds of layer need a twin. BatchNorm looks at the whole minibatch, so it must not see the rows that only fill it
+up. And a large linear layer need not have K weights (`FactoredLinear`).
 """
 
 import copy
@@ -54,57 +54,6 @@ class MaskedBatchNorm(nn.Module):
         if self.weight is None:
             return scaled
         return scaled * self.weight.view(shape) + self.bias.view(shape)
-
-
-class _PoolPairs(torch.autograd.Function):
-    """2 x 2 max pooling by two rounds of elementwise maxima.
-
-    PyTorch's own kernel looks at one window at a time unless the channels come last, and takes ten times as long on a
-    CPU. Of equal values the first in reading order wins, as there.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        across = torch.maximum(x[..., 0::2], x[..., 1::2])
-        return torch.maximum(across[..., 0::2, :], across[..., 1::2, :]), across
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(inputs[0], output[1])
-        ctx.mark_non_differentiable(output[1])
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, across = ctx.saved_tensors
-        upper = gradient * (across[..., 0::2, :] >= across[..., 1::2, :])
-        rows = torch.stack([upper, gradient - upper], dim=-2).flatten(-3, -2)
-        left = rows * (x[..., 0::2] >= x[..., 1::2])
-        return torch.stack([left, rows - left], dim=-1).flatten(-2)
-
-
-class PairwiseMaxPool(nn.Module):
-    """The twin of a MaxPool2d with windows of 2 x 2, side by side, on a CPU."""
-
-    @staticmethod
-    def replaces(module: nn.Module) -> bool:
-        """Whether `module` is such a pooling."""
-        return (
-            type(module) is nn.MaxPool2d
-            and module.kernel_size in (2, (2, 2))
-            and module.stride in (2, (2, 2))
-            and module.padding in (0, (0, 0))
-            and module.dilation in (1, (1, 1))
-            and not module.ceil_mode
-            and not module.return_indices
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., H, W) to (..., H // 2, W // 2)."""
-        height, width = x.shape[-2] // 2 * 2, x.shape[-1] // 2 * 2
-        pooled, _ = _PoolPairs.apply(x[..., :height, :width])
-        return pooled
 
 
 class _SharedProduct(torch.autograd.Function):
@@ -173,18 +122,15 @@ class FactoredLinear(nn.Module):
 
 
 def batched_twin(module: nn.Module, factored: set[str]) -> nn.Module:
-    """`module` in training mode, with twins for BatchNorm, pooling and the linear layers named in `factored`.
+    """`module` in training mode, with twins for BatchNorm and for the linear layers named in `factored`.
 
     The modules are copies and the parameters are not: a functional call brings its own, and a model is not kept twice.
     """
-    on_cpu = all(p.device.type == "cpu" for p in module.parameters())
     twin = copy.deepcopy(module, {id(p): p for p in module.parameters()}).train()
     for name, child in list(twin.named_modules()):
         replacement: nn.Module
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
             replacement = MaskedBatchNorm(child)
-        elif on_cpu and PairwiseMaxPool.replaces(child):
-            replacement = PairwiseMaxPool()
         elif name in factored:
             assert isinstance(child, nn.Linear)
             replacement = FactoredLinear(child)

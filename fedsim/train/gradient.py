@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from fedsim.objective import cross_entropy
@@ -81,7 +82,8 @@ class SlotGradient:
             in_dims=(0, 0, 0, None, 0, 0, 0, 0, 0, 0, 0),
             randomness="different" if stochastic else "error",
         )
-        self.slot, self.traced, self.function = slot, traced, None
+        self.slot, self.traced, self.stochastic = slot, traced, stochastic
+        self.function: Callable[..., Any] | None = None
 
     def _slot(
         self,
@@ -104,7 +106,8 @@ class SlotGradient:
         for _, norm in norms(self.twin):
             norm.mask = mask
         fixed = {name: buffer.clone() for name, buffer in self.fixed.items()}
-        outputs = functional_call(self.twin, {**parameters, **buffers, **fixed}, (x,))
+        with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no rule for batching
+            outputs = functional_call(self.twin, {**parameters, **buffers, **fixed}, (x,))
         loss_sum = (cross_entropy(outputs, y) * mask).sum()
         updated = {
             f"{name}.{key}" if name else key: value

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.graph import CodeGen
 from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
@@ -31,13 +32,16 @@ def trace(
     """Record `function` for all sizes.
 
     Args:
-        function: takes and returns tensors in dictionaries and tuples.
+        function: takes tensors and dictionaries of tensors, and returns them in dictionaries and tuples.
         arguments: an example call.
         changing: for each argument, how many of the leading dimensions of its tensors change from call to call: ()
             none, (0,) the first is the first size, (0, 1) also the second is the second size.
 
     Returns:
         A function of the same arguments, which may have other sizes in those dimensions.
+
+    Raises:
+        RuntimeError: an operation cannot be traced.
     """
     leaves, structure = pytree.tree_flatten(arguments)
     dims = [d for argument, d in zip(arguments, changing, strict=True) for _ in pytree.tree_leaves(argument)]
@@ -55,12 +59,23 @@ def trace(
     with _LOCK:
         with FakeTensorMode(allow_non_fake_inputs=True):
             fakes = [prime(leaf, which) for leaf, which in zip(leaves, dims, strict=True)]
-        recorded = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*fakes)
+        # an operation without a batching rule would be recorded once for each of a million slots
+        fallback = torch._C._functorch._is_vmap_fallback_enabled()
+        torch._C._functorch._set_vmap_fallback_enabled(False)
+        try:
+            recorded = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*fakes)
+        finally:
+            torch._C._functorch._set_vmap_fallback_enabled(fallback)
     _generalise(recorded, dims)
+
+    run = recorded.forward
 
     def replay(*values: Any) -> Any:
         with torch.no_grad():
-            return pytree.tree_unflatten(recorded(*pytree.tree_leaves(values)), returned[-1])
+            results = run(
+                *[leaf for value in values for leaf in (value.values() if isinstance(value, dict) else [value])]
+            )
+        return pytree.tree_unflatten(results, returned[-1])
 
     return replay
 
@@ -109,6 +124,7 @@ def _generalise(recorded: GraphModule, dims: list[tuple[int, ...]]) -> None:
                 continue
         node.args = map_aggregate(node.args, general)
         node.kwargs = map_aggregate(node.kwargs, general)
+    graph.set_codegen(CodeGen())  # plain arguments and results; make_fx's own takes them apart at every call
     graph.eliminate_dead_code()
     graph.lint()
     recorded.recompile()
