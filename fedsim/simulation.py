@@ -24,7 +24,7 @@ from fedsim.rng import torch_stream
 from fedsim.sampling import Sampler, uniform
 from fedsim.server import Metrics, Server
 from fedsim.tracking.progress import Progress
-from fedsim.tracking.run_directory import RunDirectory
+from fedsim.tracking.run_directory import RunDirectory, read_metrics
 from fedsim.tracking.summary import summarise, versions
 from fedsim.train.serial import SerialTrainer
 from fedsim.transport.inprocess import InProcess, Trainer
@@ -241,3 +241,33 @@ def record(
     files.write_model(simulation.model.state_dict(server.vector))
     files.write_summary(summary)
     return summary
+
+
+def simulate(
+    dataset: FederatedDataset,
+    model: nn.Module | ModelFactory,
+    *,
+    run_dir: str | Path | None = None,
+    progress: bool | None = None,
+    **settings: Any,
+) -> pd.DataFrame:
+    """Run to the end in one call.
+
+    Args:
+        dataset, model, settings: as for `Simulation`.
+        run_dir: where to leave the run's files; None leaves none.
+        progress: the progress bar; None: only in a terminal.
+
+    Returns:
+        One row a round, with the columns of metrics.csv.
+    """
+    simulation = Simulation(dataset, model, **settings)
+    if run_dir is not None:
+        record(simulation, Path(run_dir), tracking=TrackingConfig(progress=progress))
+        return pd.DataFrame(read_metrics(Path(run_dir)))
+    rows = []
+    with Progress(simulation.config.num_rounds, enabled=progress) as bar:
+        for metrics in simulation.rounds():
+            bar.log(metrics)
+            rows.append(metrics)
+    return pd.DataFrame(rows)

@@ -1,0 +1,76 @@
+"""The Python API: what a notebook does."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import fedsim
+from fedsim.data.federated import FederatedDataset, Split
+from fedsim.models import logistic
+
+
+def test_simulate_returns_the_metrics_and_leaves_the_files_that_were_asked_for(make_dataset, tmp_path):
+    settings = {"server": fedsim.ServerConfig(num_rounds=3, clients_per_round=2, evaluate_every=1), "device": "cpu"}
+    plain = fedsim.simulate(make_dataset([9, 9, 9]), logistic, **settings)
+    kept = fedsim.simulate(make_dataset([9, 9, 9]), logistic, run_dir=tmp_path / "run", **settings)
+    assert plain["round"].tolist() == [1, 2, 3]
+    assert plain["test_loss"].tolist() == kept["test_loss"].tolist()
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["rounds"] == 3
+
+
+def test_a_round_can_be_a_line_of_the_users_own_loop(make_dataset):
+    simulation = fedsim.Simulation(
+        make_dataset([9, 9, 9]), logistic, server=fedsim.ServerConfig(num_rounds=2, clients_per_round=2), device="cpu"
+    )
+    seen = [(metrics["round"], simulation.evaluate()["test_accuracy"]) for metrics in simulation.rounds()]
+    assert [round for round, _ in seen] == [1, 2]
+
+
+def test_a_dataset_without_clients_is_refused():
+    split = Split(inputs=torch.zeros(4, 2), targets=torch.zeros(4, dtype=torch.long))
+    with pytest.raises(ValueError, match="data=x has no clients yet; apply a partition first"):
+        fedsim.Simulation(FederatedDataset(name="x", train=split, num_classes=2), logistic)
+
+
+def test_a_gpu_that_is_not_there_is_refused(make_dataset, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="device=cuda, but PyTorch sees no GPU here"):
+        fedsim.Simulation(make_dataset([4]), logistic, device="cuda")
+
+
+def test_a_hundred_thousand_clients_cost_no_more_a_round_than_a_thousand():
+    """The work of a round is its cohort's: generous bounds on processor time catch anything that visits all clients."""
+    begin = time.process_time()
+    num_clients = 100_000
+    offsets = np.arange(num_clients + 1) * 3
+    inputs, targets = torch.randn(3 * num_clients, 5), torch.randint(0, 2, (3 * num_clients,))
+    dataset = FederatedDataset(
+        name="many",
+        train=Split(inputs=inputs, targets=targets, offsets=offsets),
+        client_ids=range(num_clients),
+        num_classes=2,
+    )
+    simulation = fedsim.Simulation(
+        dataset, logistic, server=fedsim.ServerConfig(num_rounds=3, clients_per_round=100), device="cpu"
+    )
+    metrics = [simulation.server.run_round() for _ in range(3)]
+    assert time.process_time() - begin < 20
+    assert all(m["clients"] == 100 for m in metrics)
+    assert len(simulation.clients()) == num_clients
+
+
+@pytest.mark.gpu
+def test_a_gpu_run_equals_the_cpu_run(make_dataset):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    settings = {"server": fedsim.ServerConfig(num_rounds=3, clients_per_round=2)}
+    vectors = []
+    for device in ("cpu", "cuda"):
+        simulation = fedsim.Simulation(make_dataset([9, 9, 9]), logistic, device=device, **settings)
+        for _ in simulation.rounds():
+            pass
+        vectors.append(simulation.server.vector.cpu())
+    torch.testing.assert_close(*vectors, atol=1e-5, rtol=1e-5)
