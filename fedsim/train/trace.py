@@ -60,12 +60,13 @@ def trace(
         with FakeTensorMode(allow_non_fake_inputs=True):
             fakes = [prime(leaf, which) for leaf, which in zip(leaves, dims, strict=True)]
         # an operation without a batching rule would be recorded once for each of a million slots
-        fallback = torch._C._functorch._is_vmap_fallback_enabled()
-        torch._C._functorch._set_vmap_fallback_enabled(False)
+        functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+        fallback = functorch._is_vmap_fallback_enabled()
+        functorch._set_vmap_fallback_enabled(False)
         try:
             recorded = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*fakes)
         finally:
-            torch._C._functorch._set_vmap_fallback_enabled(fallback)
+            functorch._set_vmap_fallback_enabled(fallback)
     _generalise(recorded, dims)
 
     run = recorded.forward
