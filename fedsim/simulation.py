@@ -103,7 +103,11 @@ class Simulation:
             transport=InProcess(self.trainer, dataset.train, local, seed=seed),
             seed=seed,
         )
-        self.central = None if dataset.test is None else Evaluator(dataset, dataset.test, self.model)
+        self.central = (
+            None
+            if dataset.test is None or not dataset.test.num_samples
+            else Evaluator(dataset, dataset.test, self.model)
+        )
         self.preview = None if self.central is None else self.central.draw(evaluate.max_samples, seed)
         # (round, split, losses, hits) of the last evaluation on whole splits
         self._evaluated: tuple[int, Evaluator, Any, Any] | None = None
@@ -132,7 +136,7 @@ class Simulation:
         """
         for name in ("test", "validation", "train"):
             split = getattr(self.dataset, name)
-            if split is not None and split.owned:
+            if split is not None and split.owned and split.num_samples:
                 break
         else:
             raise AssertionError("a partitioned dataset has owners")
@@ -216,7 +220,8 @@ def record(
                     simulation.checkpoint(config).save(directory)
                     saved = server.round
         except KeyboardInterrupt:
-            if checkpoint.every and server.round > saved:
+            logged = files.rows[-1]["round"] if files.rows else 0
+            if checkpoint.every and server.round > saved and server.round == logged:
                 files.sync()
                 simulation.checkpoint(config).save(directory)
             raise

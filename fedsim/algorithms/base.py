@@ -18,7 +18,7 @@ def _server_init(vector: Tensor) -> ServerState:
 
 
 def _server_step(vector: Tensor, mean: Tensor, state: ServerState) -> ServerState:
-    vector.add_(mean)
+    vector.add_(mean.to(vector.dtype))  # a sum of mixed precisions would allocate four models on a CPU
     return state
 
 

@@ -112,6 +112,12 @@ class FederatedDataset:
     source: str = "memory"
     notes: tuple[str, ...] = field(default=())
 
+    def __post_init__(self) -> None:
+        if self.train.owned and len(self.client_ids) != self.train.num_clients:
+            raise ValueError(
+                f"{self.train.num_clients} clients but {len(self.client_ids)} client_ids: give each a name"
+            )
+
     @property
     def num_clients(self) -> int:
         return self.train.num_clients
@@ -143,7 +149,7 @@ class FederatedDataset:
             digest.update(split.targets.contiguous().numpy().tobytes())
             for owners in (split.offsets, split.order):
                 digest.update(b"none" if owners is None else np.ascontiguousarray(owners, "<i8").tobytes())
-            few = torch.linspace(0, len(split.inputs) - 1, min(64, len(split.inputs))).long()
+            few = torch.from_numpy(np.linspace(0, len(split.inputs) - 1, min(64, len(split.inputs))).astype(np.int64))
             digest.update(split.inputs[few].contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 

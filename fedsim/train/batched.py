@@ -88,7 +88,7 @@ class FactoredLinear(nn.Module):
         W = a W_0 + sum_r c_r d_r^T x_r,
 
     with the global weight W_0 shared by all slots, one (x_r, d_r) for each sample seen so far, and a few numbers a
-    and c that the optimizer moves in the place of W (`fedsim.train.factored`). The layer's output is
+    and c that the optimizer moves in the place of W (`fedsim.train.slots`). The layer's output is
 
         x W^T = a x W_0^T + ((x X^T) * c) D,
 

@@ -1,4 +1,4 @@
-"""Gradients of K slots in one call: `vmap(grad(functional_call))`, traced once where shapes repeat."""
+"""Gradients of K slots in one call: `vmap(grad(functional_call))`, traced once."""
 
 import logging
 from collections.abc import Callable

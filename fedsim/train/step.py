@@ -65,7 +65,7 @@ class SerialStep:
     def __call__(self, inputs: Tensor, targets: Tensor, broadcast: Tensor) -> Tensor:
         """One minibatch; returns the mean loss before the step (0-d, on the device)."""
         loss = cross_entropy(self.model.module(inputs), targets).mean()
-        gradients: Tensors = torch.autograd.grad(loss, self.model.parameters)
+        gradients: Tensors = torch.autograd.grad(loss, self.model.parameters, allow_unused=True, materialize_grads=True)
         with torch.no_grad():
             if self.algorithm.gradient is not None:
                 flat = torch.cat([g.reshape(-1) for g in gradients])

@@ -82,13 +82,13 @@ def double(make_dataset):
     return dataclasses.replace(dataset, train=convert(dataset.train), test=convert(dataset.test))
 
 
-def run(dataset, factory, local, trainer, *, algorithm=None, rounds=5):
+def run(dataset, factory, local, trainer, *, algorithm=None, rounds=5, clients=7):
     simulation = Simulation(
         dataset,
         lambda shape, classes: factory(shape, classes).to(dataset.train.inputs.dtype),
         local=local,
         algorithm=algorithm,
-        server=ServerConfig(num_rounds=rounds, clients_per_round=7, evaluate_every=0),
+        server=ServerConfig(num_rounds=rounds, clients_per_round=clients, evaluate_every=0),
         trainer=trainer,
         device="cpu",
     )
@@ -118,7 +118,7 @@ def test_factored_weights_equal_whole_ones(double, name, local, monkeypatch):
     expected, losses, _ = run(double, wide, local, SerialTrainer, rounds=2)
     for num_slots in (3, 16):
         vector, found, simulation = run(double, wide, local, partial(VectorizedTrainer, num_slots=num_slots), rounds=2)
-        assert any(simulation.trainer.functions), "nothing was factored"
+        assert all(layers for layers, _ in simulation.trainer.functions), "nothing was factored"
         torch.testing.assert_close(vector, expected, atol=1e-9, rtol=1e-8)
         assert found == pytest.approx(losses, rel=1e-9)
 
@@ -143,6 +143,14 @@ def test_one_trace_serves_every_number_of_slots(double, monkeypatch):
     monkeypatch.setattr(gradient_module, "trace", lambda *a: traced.append(1) or real(*a))
     run(double, MODELS["cnn"], PLAIN, partial(VectorizedTrainer, num_slots=5), rounds=2)
     assert len(traced) == 1
+
+
+def test_minibatches_may_change_their_size_from_round_to_round(double):
+    local = LocalConfig(batch_size=None, learning_rate=0.05)
+    expected, _, _ = run(double, logistic, local, SerialTrainer, clients=2)
+    vector, _, simulation = run(double, logistic, local, partial(VectorizedTrainer, num_slots=5), clients=2)
+    torch.testing.assert_close(vector, expected, atol=1e-9, rtol=1e-8)
+    assert len(simulation.trainer.functions) > 1, "every cohort had the same largest client"
 
 
 def test_a_step_that_cannot_be_traced_runs_untraced_with_a_warning(double, monkeypatch, caplog):
