@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import re
+import socket
 import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -67,14 +68,20 @@ def main() -> None:
 
 
 def _job(cfg: DictConfig) -> float | None:
-    """One run; returns its best test accuracy, for sweepers."""
+    """One run, or one node of a run; returns a run's best test accuracy, for sweepers."""
     config = _validated(cfg)
-    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # pyright: ignore[reportAssignmentType]
+    plain = _plain(cfg)
+    place_module = importlib.import_module("fedsim.transport.place")
+    place = place_module.find_place(config.role, config.transport)
+    if place.role != "local" or config.transport.name == "torch_distributed":
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # peers that go are told of in one line of our own
+    if place.role in ("worker", "scheduler"):
+        _node(config, plain, place)
+        return None
     directory = Path(HydraConfig.get().runtime.output_dir)
 
-    from hydra.utils import instantiate
-
     checkpoint = importlib.import_module("fedsim.checkpoint")
+    assemble = importlib.import_module("fedsim.assemble")
     simulation_module = importlib.import_module("fedsim.simulation")
     summary_module = importlib.import_module("fedsim.tracking.summary")
     if config.checkpoint.resume is None and (directory / checkpoint.FILE).exists():
@@ -82,41 +89,60 @@ def _job(cfg: DictConfig) -> float | None:
             f"{directory} already holds a run; give another hydra.run.dir, or checkpoint.resume={directory}"
         )
 
-    dataset = instantiate(config.data)
-    for note in dataset.notes:
-        log.warning(note)
-    dataset = instantiate(config.partition)(dataset, config.seed)
-    simulation = simulation_module.Simulation(
-        dataset,
-        instantiate(config.model),
-        algorithm=instantiate(config.algorithm),
-        local=config.local,
-        server=config.server,
-        evaluate=config.evaluate,
-        sampler=instantiate(config.sampler),
-        trainer=instantiate(config.trainer),
-        seed=config.seed,
-        device=config.device,
-    )
-    log.info(
-        f"{config.name}: {dataset.name} ({dataset.source}), {dataset.num_clients:,} clients with "
-        f"{dataset.train.num_samples:,} samples; {simulation.model.num_parameters:,} parameters; "
-        f"{type(simulation.trainer).__name__} on {simulation.model.device}; writing to {directory}"
-    )
-    directory.mkdir(parents=True, exist_ok=True)
-    summary = simulation_module.record(
-        simulation,
-        directory,
-        config=plain,
-        evaluate=config.evaluate,
-        tracking=config.tracking,
-        checkpoint=config.checkpoint,
-        about={"name": config.name, "config_hash": summary_module.config_hash(checkpoint.comparable(plain))},
-    )
+    simulation = assemble.build_simulation(config, plain, place, directory, log.warning)
+    try:
+        dataset = simulation.dataset
+        log.info(
+            f"{config.name}: {dataset.name} ({dataset.source}), {dataset.num_clients:,} clients with "
+            f"{dataset.train.num_samples:,} samples; {simulation.model.num_parameters:,} parameters; "
+            f"{type(simulation.trainer).__name__} on {simulation.model.device}; writing to {directory}"
+        )
+        directory.mkdir(parents=True, exist_ok=True)
+        summary = simulation_module.record(
+            simulation,
+            directory,
+            config=plain,
+            evaluate=config.evaluate,
+            tracking=config.tracking,
+            checkpoint=config.checkpoint,
+            about={"name": config.name, "config_hash": summary_module.config_hash(checkpoint.comparable(plain))},
+        )
+    finally:
+        simulation.close()
     final = summary["final"]
     outcome = f", test accuracy {final['test_accuracy']:.1%}" if "test_accuracy" in final else ""
     log.info(f"{summary['rounds']} rounds, train loss {final['train_loss']:.3f}{outcome}; {directory / 'summary.json'}")
     return summary.get("best", {}).get("test_accuracy")
+
+
+def _node(config: Config, plain: dict[str, Any], place: Any) -> None:
+    """Be a worker or a scheduler. Options of the command line that are not a node's own must agree with the server's;
+    without such options it takes the server's configuration as it is."""
+    launch = importlib.import_module("fedsim.transport.launch")
+    launch.end_with_starter()
+    assemble = importlib.import_module("fedsim.assemble")
+    given = [re.sub(r"^[+~]*([^=@]*).*", r"\1", text) for text in HydraConfig.get().overrides.task]
+    chosen = [key for key in given if any(key == own or key.startswith(own + ".") for own in assemble.NODE_KEYS)]
+    insists = len(chosen) < len(given)
+
+    def resolve(theirs: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
+        mine = {key: plain[key] for key in ("device", "transport", "role")}
+        if any(key.startswith("trainer") for key in chosen):
+            mine["trainer"] = plain["trainer"]
+        for key in ("root", "cache_dir", "download"):
+            if f"data.{key}" in chosen:
+                mine["data"] = {**mine.get("data", theirs["data"]), key: plain["data"][key]}
+        cfg = OmegaConf.merge(_schema(), {**theirs, **mine})
+        assert isinstance(cfg, DictConfig)
+        return _validated(cfg), _plain(cfg)
+
+    name = config.transport.node or f"{socket.gethostname()}-{os.getpid()}"
+    assemble.run_node(config, assemble.claims_of(plain) if insists else None, place, name, resolve, log.warning)
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # pyright: ignore[reportAssignmentType]
+    return plain
 
 
 def _validated(cfg: DictConfig) -> Config:

@@ -53,7 +53,8 @@ class Server:
         weight = float(self.sizes[cohort].sum())
         if weight == 0:
             raise ValueError(f"round {round}: no client of the cohort has a training sample; sample more clients")
-        job = Job(round=round, cohort=cohort, broadcast=self.vector, scale=weight_scale(weight))
+        sizes = self.sizes[cohort]
+        job = Job(round=round, cohort=cohort, sizes=sizes, broadcast=self.vector, scale=weight_scale(weight))
         partial = self.transport.run_round(job)
         mean = partial.mean
         update_norm = torch.linalg.vector_norm(mean[: self.num_parameters]).item()
@@ -70,6 +71,7 @@ class Server:
             "samples": int(sums["samples"]),
             "seconds": time.perf_counter() - begin,
             "peak_memory_bytes": peak_memory_bytes(self.vector.device),
+            **{name: int(value) for name, value in sums.items() if name.startswith("bytes_")},  # of a transport
         }
 
     def rounds(self, config: ServerConfig, evaluate: Callable[[bool], Metrics]) -> Iterator[Metrics]:

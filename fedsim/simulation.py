@@ -27,6 +27,7 @@ from fedsim.tracking.progress import Progress
 from fedsim.tracking.run_directory import RunDirectory, read_metrics
 from fedsim.tracking.summary import summarise, versions
 from fedsim.train.serial import SerialTrainer
+from fedsim.transport.base import Grouped, Transport
 from fedsim.transport.inprocess import InProcess, Trainer
 from fedsim.vector import FlatModel
 
@@ -60,6 +61,7 @@ class Simulation:
         evaluate: what is evaluated.
         sampler: sampler(num_clients, clients_per_round) -> who trains in a round.
         trainer: trainer(dataset, model, algorithm, local, seed=...) -> the trainer.
+        transport: (own trainer's transport, dataset, model) -> where rounds run; None: in this process.
         seed: of everything that is drawn.
         device: "auto", "cpu", "cuda" or "cuda:N".
 
@@ -78,29 +80,28 @@ class Simulation:
         evaluate: EvaluateConfig = EvaluateConfig(),  # noqa: B008
         sampler: Callable[[int, int | float], Sampler] = uniform,
         trainer: Callable[..., Trainer] = SerialTrainer,
+        transport: Callable[[InProcess, FederatedDataset, FlatModel], Transport] | None = None,
         seed: int = 0,
         device: str = "auto",
     ) -> None:
-        if dataset.num_clients == 0:
-            raise ValueError(f"data={dataset.name} has no clients yet; apply a partition first")
-        where = choose_device(device)
-        if where.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(where)
-        else:
-            # Numbers below 1e-38 become zero: they change no result, and a product with one takes 100 times as long.
-            torch.set_flush_denormal(True)
         algorithm = algorithm or fedavg()
         self.dataset, self.config, self.seed = dataset, server, seed
-        module = _initialise(model, dataset, seed)
-        self.model = FlatModel(pool_in_pairs(module) if where.type == "cpu" else module, where)
-        self.trainer = trainer(dataset, self.model, algorithm, local, seed=seed)
+        self.model, own = build_trainer(
+            dataset, model, algorithm=algorithm, local=local, trainer=trainer, seed=seed, device=device
+        )
+        self.trainer = own.trainer
+        self.transport: Transport = own if transport is None else transport(own, dataset, self.model)
+        if server.group_rounds > 1:
+            self.transport = Grouped(
+                transport=self.transport, num_groups=server.num_groups, group_rounds=server.group_rounds
+            )
         self.server = Server(
             self.model.vector.clone(),
             self.model.num_parameters,
             dataset.train.sizes,
             algorithm=algorithm,
             sampler=sampler(dataset.num_clients, server.clients_per_round),
-            transport=InProcess(self.trainer, dataset.train, local, seed=seed),
+            transport=self.transport,
             seed=seed,
         )
         self.central = (
@@ -111,6 +112,10 @@ class Simulation:
         self.preview = None if self.central is None else self.central.draw(evaluate.max_samples, seed)
         # (round, split, losses, hits) of the last evaluation on whole splits
         self._evaluated: tuple[int, Evaluator, Any, Any] | None = None
+
+    def close(self) -> None:
+        """End the processes that the transport has started; a run in one process has none."""
+        self.transport.close()
 
     def rounds(self) -> Iterator[Metrics]:
         """Run to the last round, yielding each round's metrics."""
@@ -169,6 +174,35 @@ class Simulation:
         self.server.vector.copy_(checkpoint.vector)
         self.server.state = checkpoint.state
         self.server.round = checkpoint.round
+
+
+def build_trainer(
+    dataset: FederatedDataset,
+    model: nn.Module | ModelFactory,
+    *,
+    algorithm: Algorithm,
+    local: LocalConfig,
+    trainer: Callable[..., Trainer],
+    seed: int,
+    device: str,
+) -> tuple[FlatModel, InProcess]:
+    """The model, and what trains it here: the same on every node of a run. Arguments as for `Simulation`.
+
+    Raises:
+        ValueError: no clients; no such device; a trainer that cannot train this.
+    """
+    if dataset.num_clients == 0:
+        raise ValueError(f"data={dataset.name} has no clients yet; apply a partition first")
+    where = choose_device(device)
+    if where.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(where)
+    else:
+        # Numbers below 1e-38 become zero: they change no result, and a product with one takes 100 times as long.
+        torch.set_flush_denormal(True)
+    module = _initialise(model, dataset, seed)
+    flat = FlatModel(pool_in_pairs(module) if where.type == "cpu" else module, where)
+    built = trainer(dataset, flat, algorithm, local, seed=seed)
+    return flat, InProcess(built, dataset.train, local, seed=seed)
 
 
 def _initialise(model: nn.Module | ModelFactory, dataset: FederatedDataset, seed: int) -> nn.Module:

@@ -4,11 +4,11 @@ from typing import Protocol
 
 from torch import Tensor
 
-from fedsim.aggregate import PartialAverage
+from fedsim.aggregate import OnlineAverage, PartialAverage
 from fedsim.config import LocalConfig
 from fedsim.data.federated import Split
 from fedsim.train.plan import Plan, make_plan
-from fedsim.transport.base import Job
+from fedsim.transport.base import Job, add_metrics, train_group
 
 
 class Trainer(Protocol):
@@ -26,6 +26,13 @@ class InProcess:
         self.trainer, self.split, self.local, self.seed = trainer, split, local, seed
 
     def run_round(self, job: Job) -> PartialAverage:
+        if job.group_rounds > 1:
+            average = OnlineAverage(len(job.broadcast), scale=job.scale, device=job.broadcast.device)
+            partials = []
+            for group in job.groups():
+                partials.append(train_group(self.run_round, group))
+                average.merge(partials[-1])
+            return average.result(add_metrics(p.metrics for p in partials))
         plan = make_plan(
             self.split,
             job.cohort,
@@ -35,3 +42,6 @@ class InProcess:
             num_slots=self.trainer.num_slots,
         )
         return self.trainer.train(plan, job.broadcast, job.scale)
+
+    def close(self) -> None:
+        """Nothing was started."""
