@@ -32,7 +32,8 @@ _MIN_SECRET = 16
 _MAX_NOTE = 4096  # bytes of what an unknown node may leave
 _AT_ONCE = 16  # handshakes
 _POLL = 0.02
-_PATIENCE = 3  # times the timeout, for a whole handshake
+_MIN_STEP = 10.0  # seconds for a step of the handshake, at least: a node that has just started may be busy
+_STEPS = 3  # steps that may take as long, before the parent is given up
 
 
 class Refused(ValueError):
@@ -98,6 +99,11 @@ def listen(address: str) -> socket.socket:
     return listener
 
 
+def _step(timeout: float) -> float:
+    """Seconds for a step of the handshake."""
+    return max(timeout, _MIN_STEP)
+
+
 def _proof(secret: bytes, what: str, ticket: int, ours: str, theirs: str) -> str:
     return hmac.new(secret, f"{what} {ticket} {ours} {theirs}".encode(), hashlib.sha256).hexdigest()
 
@@ -116,7 +122,7 @@ class Door:
     Args:
         listener: a listening socket (`listen`), which the door takes over.
         secret: shared by all nodes of the run.
-        timeout: seconds of silence after which a peer counts as gone; also the time for a handshake.
+        timeout: seconds of silence after which a peer counts as gone.
         welcome: called with a link and what the child said about itself, in a thread of its own.
 
     Attributes:
@@ -146,7 +152,7 @@ class Door:
 
     @property
     def _within(self) -> timedelta:
-        return timedelta(seconds=self.timeout)
+        return timedelta(seconds=_step(self.timeout))
 
     def close(self) -> None:
         """Let nobody in any more, and give the port back."""
@@ -174,10 +180,9 @@ class Door:
             link, about = self._admit(store, ticket)
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             if self.open:
-                reason = (
-                    str(error).splitlines()[0][:200] if isinstance(error, Refused) else "it broke off the handshake"
-                )
-                log.warning(f"refused a node at the door: {reason}")
+                reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+                told = reason if isinstance(error, Refused) else f"it broke off the handshake ({reason})"
+                log.warning(f"refused a node at the door: {told}")
             return
         finally:
             self.free.release()
@@ -200,7 +205,11 @@ class Door:
         if refusal:
             raise Refused(refusal)
         pair = GlooPair(
-            PrefixStore(_proof(self.secret, "meet", ticket, ours, theirs), store), 0, self.device, self.timeout
+            PrefixStore(_proof(self.secret, "meet", ticket, ours, theirs), store),
+            0,
+            self.device,
+            self.timeout,
+            _step(self.timeout),
         )
         for name in ("hello", "challenge", "proof", "verdict"):
             store.delete_key(key + name)
@@ -242,7 +251,7 @@ def knock(address: str, *, secret: bytes, timeout: float, name: str, about: dict
     # in a thread, because some calls of a TCPStore wait for ever on a parent that has been stopped
     thread = threading.Thread(target=attempt, daemon=True, name="knock")
     thread.start()
-    thread.join(_PATIENCE * timeout)
+    thread.join(_STEPS * _step(timeout))
     if not found:
         given_up.set()
         raise Unreachable(f"{address} does not answer")
@@ -255,9 +264,10 @@ def knock(address: str, *, secret: bytes, timeout: float, name: str, about: dict
 
 def _handshake(address: str, secret: bytes, timeout: float, name: str, about: dict[str, Any]) -> Link:
     host, port = split_address(address)
-    with socket.create_connection((host, port), timeout) as probe:
+    step = _step(timeout)
+    with socket.create_connection((host, port), step) as probe:
         local = probe.getsockname()[0]
-    store = TCPStore(host, port, None, False, timedelta(seconds=timeout), wait_for_workers=False)
+    store = TCPStore(host, port, None, False, timedelta(seconds=step), wait_for_workers=False)
     ticket = store.add("tickets", 1)
     key, ours = f"{ticket}/", secrets.token_hex(16)
     store.set(key + "hello", json.dumps({"name": name, "nonce": ours, "protocol": PROTOCOL}))
@@ -269,6 +279,6 @@ def _handshake(address: str, secret: bytes, timeout: float, name: str, about: di
     if not hmac.compare_digest(str(verdict.get("proof")), _proof(secret, "parent", ticket, theirs, ours)):
         raise Refused(f"whoever listens at {address} does not know the shared secret; it is not the parent")
     meet = _proof(secret, "meet", ticket, theirs, ours)
-    link = Link(GlooPair(PrefixStore(meet, store), 1, gloo_device(local), timeout), name=address)
+    link = Link(GlooPair(PrefixStore(meet, store), 1, gloo_device(local), timeout, step), name=address)
     link.send(Message(kind="hello", fields={**about, "proof": _proof(secret, "pair", ticket, ours, theirs)}))
     return link

@@ -39,16 +39,17 @@ class GlooPair:
         store: where both find each other.
         rank: 0 for the parent, which the child connects to; 1 for the child.
         device: the local address to speak from (`gloo_device`).
-        timeout: seconds to find each other, and seconds that each send and receive may take.
+        timeout: seconds that each send and receive may take.
+        meeting: seconds to find each other.
 
     Raises:
         RuntimeError: the peer did not come in time.
     """
 
-    def __init__(self, store: Store, rank: int, device: object, timeout: float) -> None:
+    def __init__(self, store: Store, rank: int, device: object, timeout: float, meeting: float) -> None:
         self.peer, self.timeout = 1 - rank, timedelta(seconds=timeout)
         options = ProcessGroupGloo._Options()  # pyright: ignore[reportAttributeAccessIssue]
-        options._timeout, options._devices = self.timeout, [device]
+        options._timeout, options._devices = timedelta(seconds=meeting), [device]
         self.group: Any = ProcessGroupGloo(store, rank, 2, options)  # pyright: ignore[reportArgumentType]
 
     def send(self, tensor: Tensor) -> None:

@@ -153,7 +153,7 @@ def _parse(text: bytes, num_bytes: int) -> tuple[str, dict[str, Any], list[tuple
         for name, dtype, shape in described:
             if not isinstance(name, str) or not isinstance(shape, list) or len(shape) > 8:
                 raise WireError("a tensor is described wrongly")
-            if not all(type(n) is int and 0 <= n <= num_bytes for n in shape):
+            if not all(type(n) is int and 0 <= n < 1 << 31 for n in shape):
                 raise WireError(f"tensor {name!r} has the impossible shape {shape}")
             total += math.prod(shape) * dtype.itemsize
     except (ValueError, KeyError, TypeError, RecursionError) as error:
