@@ -94,7 +94,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_kill_9_and_a_stop_in_the_middle_then_ctrl_c_and_resume(tmp_path, undisturbed):
     """One run: three workers, of which one is killed, one stopped; then the server is interrupted and resumed."""
     directory = tmp_path / "run"
-    workers = [*DISTRIBUTED, "transport.num_workers=3", "checkpoint.every=5"]
+    workers = [*DISTRIBUTED, "transport.num_workers=3", "transport.slow_factor=1000", "checkpoint.every=5"]
     first = start(tmp_path, *DEBUG, *workers, f"hydra.run.dir={directory}")
     wait_for(lambda: rows(directory) >= 5 or first.poll() is not None, "round 5")
     nodes = nodes_of(first)

@@ -107,6 +107,41 @@ def test_workers_that_lose_their_link_in_a_round_change_nothing_and_come_back(ne
     assert sum("lost w" in record.message and "closed" in record.message for record in caplog.records) >= 5
 
 
+def test_twenty_rounds_of_chaos_change_nothing(net):
+    """Four workers; in a seeded tenth of the shares the link breaks, in a tenth the work is slow; others join late."""
+    net.settings = {"slow_factor": 2.0}
+    simulation = net.simulation(net.star, num_rounds=20)
+    net.expected = 4
+    address = simulation.transport.address
+    rng = random.Random(3)
+
+    def start() -> None:
+        nodes = []
+
+        def disturb():
+            if rng.random() < 0.5:
+                nodes[0].link.abort()
+            else:
+                time.sleep(0.2)
+
+        nodes.append(net.worker(address, wrap=lambda own: Dying(own, lambda job: rng.random() < 0.2, disturb)))
+
+    for _ in range(4):
+        start()
+
+    def between(round):
+        if round in (6, 13):
+            start()
+        if round == 9:
+            net.workers[0].join_seconds = 0.1  # and one leaves for good
+            net.workers[0].first = ["127.0.0.1:1"]
+            net.workers[0].link.abort()
+
+    begin = time.monotonic()
+    assert torch.equal(net.run(simulation, between), net.reference(num_rounds=20))
+    assert time.monotonic() - begin < 40
+
+
 def test_without_workers_the_server_trains_and_late_ones_take_part(net, eventually):
     simulation = net.simulation(net.star, num_rounds=6)
     star = simulation.transport
