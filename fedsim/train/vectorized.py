@@ -26,8 +26,6 @@ from fedsim.vector import FlatModel
 _GATHER = {"cpu": 1 << 20, "cuda": 1 << 26}
 # Smaller layers gain nothing from being factored.
 _MIN_FACTORED = 1 << 17
-# Traces kept: with local.batch_size=null every round may bring a minibatch of a new size.
-_MAX_FUNCTIONS = 8
 
 
 class VectorizedTrainer:
@@ -64,14 +62,12 @@ class VectorizedTrainer:
         sample = dataset.preprocess(dataset.train.inputs[:1]).to(model.device)
         whole_vectors = algorithm.gradient is not None
         self.factorable = factorable(model.module, sample, _MIN_FACTORED) if factor and not whole_vectors else {}
-        self.functions: dict[tuple[frozenset[str], int], SlotGradient] = {}
+        self.functions: dict[frozenset[str], SlotGradient] = {}
 
-    def _function(self, factored: dict[str, tuple[int, int]], batch: int) -> SlotGradient:
-        """The batched gradient for minibatches of `batch`, whose size is written into its trace."""
-        key = (frozenset(factored), batch)
+    def _function(self, factored: dict[str, tuple[int, int]]) -> SlotGradient:
+        """The batched gradient with these layers factored; one trace serves every size."""
+        key = frozenset(factored)
         if key not in self.functions:
-            if len(self.functions) >= _MAX_FUNCTIONS:
-                self.functions.clear()
             self.functions[key] = SlotGradient(self.model.module, set(factored), stochastic=self.stochastic)
         return self.functions[key]
 
@@ -101,7 +97,7 @@ class VectorizedTrainer:
             for name, (out, into) in self.factorable.items()
             if history * (out + into) * 2 <= out * into
         }
-        gradient = self._function(factored, batch)
+        gradient = self._function(factored)
         state = SlotState(
             self.model,
             factored,
