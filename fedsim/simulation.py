@@ -97,7 +97,8 @@ class Simulation:
         module = _initialise(model, dataset, seed)
         self.model = FlatModel(pool_in_pairs(module) if where.type == "cpu" else module, where)
         self.trainer = trainer(dataset, self.model, algorithm, local, seed=seed)
-        self.client_states: dict[str, ClientVectors] = {}
+        kept = self.trainer.clients
+        self.client_states: dict[str, ClientVectors] = {} if kept is None else {kept.name: kept}
         for state in self.client_states.values():
             state.limit(int(client_state.ram_gib * 2**30), int(client_state.device_gib * 2**30))
         self.server = Server(
@@ -106,6 +107,8 @@ class Simulation:
             dataset.train.sizes,
             algorithm=algorithm,
             sampler=sampler(dataset.num_clients, server.clients_per_round),
+            draw=lambda i: _draw(model, dataset, seed, i).to(where),
+            schedule=server.schedule,
             transport=InProcess(self.trainer, dataset.train, local, seed=seed),
             seed=seed,
         )
@@ -186,12 +189,19 @@ class Simulation:
             state.restore(checkpoint.clients.get(name, {}))
 
 
-def _initialise(model: nn.Module | ModelFactory, dataset: FederatedDataset, seed: int) -> nn.Module:
+def _initialise(model: nn.Module | ModelFactory, dataset: FederatedDataset, seed: int, draw: int = 0) -> nn.Module:
     if isinstance(model, nn.Module):
         return model
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(torch_stream(seed, "initialise").initial_seed())
+        torch.manual_seed(torch_stream(seed, "initialise", draw).initial_seed())
         return model(dataset.input_shape, dataset.num_classes)
+
+
+def _draw(model: nn.Module | ModelFactory, dataset: FederatedDataset, seed: int, draw: int) -> torch.Tensor:
+    """(P + Q,) one more initial model, drawn as the first one (number 0) was."""
+    if isinstance(model, nn.Module):
+        raise ValueError("this algorithm draws several initial models: give a model factory, not a module")
+    return FlatModel(_initialise(model, dataset, seed, draw)).vector
 
 
 def record(
