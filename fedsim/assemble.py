@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 
 from fedsim import __version__
 from fedsim.algorithms import Algorithm
+from fedsim.algorithms.base import lengths, update_size
 from fedsim.checkpoint import comparable
 from fedsim.config import Config
 from fedsim.data.federated import FederatedDataset
@@ -57,7 +58,7 @@ def build_simulation(
         check_distributable(algorithm)
 
     def star(own: InProcess, dataset: FederatedDataset, model: FlatModel) -> Transport:
-        return open_star(config, plain, place, directory, own, dataset, model)
+        return open_star(config, plain, place, directory, own, dataset, model, algorithm)
 
     return Simulation(
         dataset,
@@ -66,6 +67,7 @@ def build_simulation(
         local=config.local,
         server=config.server,
         evaluate=config.evaluate,
+        client_state=config.client_state,
         sampler=instantiate(config.sampler),
         trainer=instantiate(config.trainer),
         transport=star if distributed else None,
@@ -75,17 +77,16 @@ def build_simulation(
 
 
 def check_distributable(algorithm: Algorithm) -> None:
-    """Refuse an algorithm that needs more than a vector down and an average up.
+    """Refuse an algorithm whose clients keep something: it does not travel between processes.
 
     Raises:
-        ValueError: it keeps vectors of clients, or wants every single update.
+        ValueError: says which.
     """
-    for name in ("client_state", "client_init", "client_vectors", "needs_updates"):
-        if getattr(algorithm, name, None):
-            raise ValueError(
-                f"algorithm={algorithm.name} keeps state of its clients, which does not travel between processes: "
-                "use transport=inprocess"
-            )
+    if algorithm.keeps:
+        raise ValueError(
+            f"the clients of {algorithm.name} keep vectors from round to round, which do not travel between processes "
+            "yet: use transport=inprocess"
+        )
 
 
 class Launched:
@@ -110,6 +111,7 @@ def open_star(
     own: InProcess,
     dataset: FederatedDataset,
     model: FlatModel,
+    algorithm: Algorithm,
 ) -> Transport:
     """The server's transport: listens, and starts the nodes that the configuration asks for here."""
     settings = config.transport
@@ -131,7 +133,7 @@ def open_star(
     star = Star(
         listen(place.address),
         secret=secret,
-        identity=identity_of(plain, dataset, model),
+        identity=identity_of(plain, dataset, model, algorithm),
         own=own,
         timeout=settings.timeout,
         join_seconds=settings.join_seconds,
@@ -169,17 +171,19 @@ NO_SECRET = (
 )
 
 
-def identity_of(plain: dict[str, Any], dataset: FederatedDataset, model: FlatModel) -> Identity:
+def identity_of(plain: dict[str, Any], dataset: FederatedDataset, model: FlatModel, algorithm: Algorithm) -> Identity:
     """What all nodes of this run must agree on."""
-    claims = claims_of(plain)
+    claims, layout = claims_of(plain), model.layout
+    down = layout.size + sum(lengths(algorithm.broadcast, layout.num_parameters, layout.size).values())
+    up = (update_size(record, layout) for record in (algorithm, algorithm.prelude) if record is not None)
     return Identity(
         config=plain,
         comparable=claims,
         config_hash=config_hash(claims),
         version=__version__,
         dataset=dataset.fingerprint(),
-        layout=layout_hash(model.layout, model.vector.dtype),
-        size=model.layout.size,
+        layout=layout_hash(layout, model.vector.dtype),
+        size=max(down, *up),
         num_clients=dataset.num_clients,
     )
 
@@ -245,7 +249,7 @@ def run_node(
             seed=theirs.seed,
             device=_device(config.device, place.local_rank),
         )
-        built = identity_of(plain, dataset, model)
+        built = identity_of(plain, dataset, model, algorithm)
         ready = {"config_hash": built.config_hash, "dataset": built.dataset, "layout": built.layout}
         return Built(transport=own, device=model.device, ready=lambda: ready)
 

@@ -16,7 +16,8 @@ from torch import nn
 
 from fedsim.algorithms import Algorithm, fedavg
 from fedsim.checkpoint import Checkpoint
-from fedsim.config import CheckpointConfig, EvaluateConfig, LocalConfig, ServerConfig, TrackingConfig
+from fedsim.client_state import ClientVectors
+from fedsim.config import CheckpointConfig, ClientStateConfig, EvaluateConfig, LocalConfig, ServerConfig, TrackingConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.evaluate import Evaluator, spread
 from fedsim.pooling import pool_in_pairs
@@ -59,6 +60,7 @@ class Simulation:
         local: what a client does.
         server: rounds, cohort size, how often to evaluate.
         evaluate: what is evaluated.
+        client_state: memory for the vectors that clients keep.
         sampler: sampler(num_clients, clients_per_round) -> who trains in a round.
         trainer: trainer(dataset, model, algorithm, local, seed=...) -> the trainer.
         transport: (own trainer's transport, dataset, model) -> where rounds run; None: in this process.
@@ -78,6 +80,7 @@ class Simulation:
         local: LocalConfig = LocalConfig(),  # noqa: B008 (frozen)
         server: ServerConfig = ServerConfig(),  # noqa: B008
         evaluate: EvaluateConfig = EvaluateConfig(),  # noqa: B008
+        client_state: ClientStateConfig = ClientStateConfig(),  # noqa: B008
         sampler: Callable[[int, int | float], Sampler] = uniform,
         trainer: Callable[..., Trainer] = SerialTrainer,
         transport: Callable[[InProcess, FederatedDataset, FlatModel], Transport] | None = None,
@@ -90,8 +93,17 @@ class Simulation:
             dataset, model, algorithm=algorithm, local=local, trainer=trainer, seed=seed, device=device
         )
         self.trainer = own.trainer
+        kept = self.trainer.clients
+        self.client_states: dict[str, ClientVectors] = {} if kept is None else {kept.name: kept}
+        for state in self.client_states.values():
+            state.limit(int(client_state.ram_gib * 2**30), int(client_state.device_gib * 2**30))
         self.transport: Transport = own if transport is None else transport(own, dataset, self.model)
         if server.group_rounds > 1:
+            if algorithm.keeps or algorithm.broadcast or algorithm.sums or algorithm.prelude or algorithm.weights:
+                raise ValueError(
+                    f"server.group_rounds={server.group_rounds} needs an algorithm whose clients send their update and "
+                    f"nothing else; {algorithm.name} does more: set group_rounds=1"
+                )
             self.transport = Grouped(
                 transport=self.transport, num_groups=server.num_groups, group_rounds=server.group_rounds
             )
@@ -101,6 +113,8 @@ class Simulation:
             dataset.train.sizes,
             algorithm=algorithm,
             sampler=sampler(dataset.num_clients, server.clients_per_round),
+            draw=lambda i: _draw(model, dataset, seed, i).to(self.model.device),
+            schedule=server.schedule,
             transport=self.transport,
             seed=seed,
         )
@@ -162,7 +176,14 @@ class Simulation:
             state=server.state,
             config=config,
             dataset=self.dataset.fingerprint(),
+            clients={name: state.snapshot() for name, state in self.client_states.items()},
         )
+
+    def save(self, directory: Path, config: dict[str, Any]) -> None:
+        """Write the checkpoint of the last finished round into `directory`."""
+        self.checkpoint(config).save(directory)
+        for state in self.client_states.values():
+            state.confirm()
 
     def restore(self, checkpoint: Checkpoint, config: dict[str, Any]) -> None:
         """Continue from a checkpoint of the same run.
@@ -174,6 +195,8 @@ class Simulation:
         self.server.vector.copy_(checkpoint.vector)
         self.server.state = checkpoint.state
         self.server.round = checkpoint.round
+        for name, state in self.client_states.items():
+            state.restore(checkpoint.clients.get(name, {}))
 
 
 def build_trainer(
@@ -205,12 +228,19 @@ def build_trainer(
     return flat, InProcess(built, dataset.train, local, seed=seed)
 
 
-def _initialise(model: nn.Module | ModelFactory, dataset: FederatedDataset, seed: int) -> nn.Module:
+def _initialise(model: nn.Module | ModelFactory, dataset: FederatedDataset, seed: int, draw: int = 0) -> nn.Module:
     if isinstance(model, nn.Module):
         return model
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(torch_stream(seed, "initialise").initial_seed())
+        torch.manual_seed(torch_stream(seed, "initialise", draw).initial_seed())
         return model(dataset.input_shape, dataset.num_classes)
+
+
+def _draw(model: nn.Module | ModelFactory, dataset: FederatedDataset, seed: int, draw: int) -> torch.Tensor:
+    """(P + Q,) one more initial model, drawn as the first one (number 0) was."""
+    if isinstance(model, nn.Module):
+        raise ValueError("this algorithm draws several initial models: give a model factory, not a module")
+    return FlatModel(_initialise(model, dataset, seed, draw)).vector
 
 
 def record(
@@ -237,6 +267,9 @@ def record(
     """
     config = config or {}
     server, num_rounds = simulation.server, simulation.config.num_rounds
+    states = simulation.client_states
+    for state in states.values() if checkpoint.every else ():
+        state.locate(directory / "client_state")
     if checkpoint.resume is not None:
         device = str(server.vector.device)
         simulation.restore(Checkpoint.load(directory, device), config)
@@ -251,13 +284,15 @@ def record(
                 progress.log(metrics)
                 if checkpoint.due(server.round, num_rounds):
                     files.sync()
-                    simulation.checkpoint(config).save(directory)
+                    simulation.save(directory, config)
                     saved = server.round
         except KeyboardInterrupt:
             logged = files.rows[-1]["round"] if files.rows else 0
             if checkpoint.every and server.round > saved and server.round == logged:
+                for state in states.values():
+                    state.rollback()
                 files.sync()
-                simulation.checkpoint(config).save(directory)
+                simulation.save(directory, config)
             raise
     summary = {
         **(about or {}),
@@ -273,6 +308,11 @@ def record(
         "trainer": type(simulation.trainer).__name__,
         "versions": versions(server.vector.device),
     }
+    if states:
+        summary["client_state"] = {
+            name: {"clients": len(state), "row_bytes": state.row_bytes, "file_bytes": state.file_bytes}
+            for name, state in states.items()
+        }
     if evaluate.clients:
         clients = simulation.clients()
         files.write_clients(clients)

@@ -19,8 +19,10 @@ class Job:
         round: from 1.
         cohort: (m,) int64 client indices.
         sizes: (m,) int64 training samples of each.
-        broadcast: (P + Q,) the global vector that every client starts from.
+        broadcast: (P + Q + ...,) the global vector that every client starts from, and behind it the server's
+            vectors that the algorithm broadcasts.
         scale: grid of the online average (`fedsim.aggregate.weight_scale` of the whole cohort's weight).
+        prelude: whether this is the pass that goes before the round's training (`Algorithm.prelude`).
         num_groups: client c belongs to group c modulo num_groups.
         group_rounds: rounds among themselves that the clients of a group do; 1 is a plain round, without groups.
     """
@@ -30,6 +32,7 @@ class Job:
     sizes: np.ndarray
     broadcast: Tensor
     scale: float
+    prelude: bool = False
     num_groups: int = 1
     group_rounds: int = 1
 

@@ -18,7 +18,7 @@ class Identity:
         version: of fedsim.
         dataset: `FederatedDataset.fingerprint` of the data.
         layout: `layout_hash` of the model.
-        size: P + Q, elements of the global vector.
+        size: elements of the longest vector that travels; P + Q for FedAvg.
         num_clients: C.
     """
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fedsim.aggregate import OnlineAverage, PartialAverage
 from fedsim.transport.base import Job, add_metrics
@@ -94,7 +95,7 @@ class Round:
         # a group trains as one; other clients can be divided as one likes
         self.waiting = [Share(job=unit) for unit in (job.groups() if job.group_rounds > 1 else [job])]
         self.running: dict[int, Share] = {}
-        self.average = OnlineAverage(len(job.broadcast), scale=job.scale)
+        self.average: OnlineAverage | None = None
         self.metrics: list[dict[str, float]] = []
 
     def run(self) -> PartialAverage:
@@ -115,6 +116,7 @@ class Round:
             now_sent, now_received = child.link.traffic
             traffic[f"bytes_down/{child.name}"] = float(now_sent - sent)
             traffic[f"bytes_up/{child.name}"] = float(now_received - received)
+        assert self.average is not None, "a job has a client with samples"
         done = self.average.result(add_metrics([*self.metrics, traffic]))
         return replace(done, total=done.total.to(self.vector.device))
 
@@ -180,13 +182,12 @@ class Round:
             child.speed = pace if child.speed is None else 0.5 * (child.speed + pace)
             if wanted:
                 try:
-                    partial = partial_of(message, share.job)
+                    partial = partial_of(message, share.job, None if self.average is None else self.average.total)
                 except ValueError as error:
                     self.star.drop(child, str(error))
                     return
                 del self.running[share.number]
-                self.average.merge(partial)
-                self.metrics.append(partial.metrics)
+                self._merge(partial)
         elif message.kind == "failed" and message.fields.get("blame") == "run":
             if wanted:
                 raise ValueError(str(message.fields.get("reason")))
@@ -220,7 +221,12 @@ class Round:
             share = self.running.pop(min(self.running))
         log.warning(f"round {share.job.round}: the server trains {len(share.job.cohort)} clients itself")
         partial = own.run_round(replace(share.job, broadcast=self.vector))
-        self.average.merge(replace(partial, total=partial.total.cpu()))
+        self._merge(replace(partial, total=partial.total.cpu()))
+
+    def _merge(self, partial: PartialAverage) -> None:
+        if self.average is None:
+            self.average = OnlineAverage(len(partial.total), scale=partial.scale)
+        self.average.merge(partial)
         self.metrics.append(partial.metrics)
 
 
@@ -237,7 +243,13 @@ def share_message(share: Share) -> Message:
     job = share.job
     return Message(
         kind="job",
-        fields={"share": share.number, "round": job.round, "scale": job.scale, "group_rounds": job.group_rounds},
+        fields={
+            "share": share.number,
+            "round": job.round,
+            "scale": job.scale,
+            "group_rounds": job.group_rounds,
+            "prelude": job.prelude,
+        },
         tensors={
             "cohort": torch.from_numpy(job.cohort),
             "sizes": torch.from_numpy(job.sizes),
@@ -253,6 +265,7 @@ def job_of(message: Message) -> Job:
         round=fields["round"],
         scale=fields["scale"],
         group_rounds=fields["group_rounds"],
+        prelude=fields["prelude"],
         cohort=tensors["cohort"].numpy(),
         sizes=tensors["sizes"].numpy(),
         broadcast=tensors["broadcast"],
@@ -265,19 +278,18 @@ def result_message(partial: PartialAverage, number: int) -> Message:
     return Message(kind="result", fields=fields, tensors={"total": partial.total})
 
 
-def partial_of(message: Message, job: Job) -> PartialAverage:
-    """The inverse of `result_message`.
+def partial_of(message: Message, job: Job, like: Tensor | None) -> PartialAverage:
+    """The inverse of `result_message`; `like`: the total of other shares of the round, if there are any.
 
     Raises:
         ValueError: it is not the result of this job.
     """
-    total, metrics = message.tensors.get("total"), message.fields.get("metrics")
-    if total is None or total.dtype != torch.float64 or total.shape != job.broadcast.shape:
+    fields, total = message.fields, message.tensors.get("total")
+    metrics, weight = fields.get("metrics"), fields.get("weight")
+    if total is None or total.dtype != torch.float64 or (like is not None and total.shape != like.shape):
         raise ValueError("it sent an average of another model")
-    weight = float(job.sizes.sum())
-    about = (message.fields.get("weight"), message.fields.get("scale"))
-    if about != (weight, job.scale) or not isinstance(metrics, dict):
-        raise ValueError("it sent the average of other clients than it was given")
-    if not torch.isfinite(total).all():
+    if fields.get("scale") != job.scale or not isinstance(metrics, dict) or not isinstance(weight, float):
+        raise ValueError("it sent an average without weight, scale and metrics")
+    if not 0 < weight <= job.scale or not torch.isfinite(total).all():
         raise ValueError("it sent an average that is not finite")
     return PartialAverage(total=total, weight=weight, scale=job.scale, metrics=metrics)
