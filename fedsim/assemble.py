@@ -157,6 +157,8 @@ def open_star(
             nodes.start_worker(f"worker_{i}", star.address)
         nodes.start_tree(branches, star.address)
         star.gather()
+        if failures := nodes.failures():
+            raise ValueError(f"not all nodes could be started: {failures[0]}")
         return Launched(star, nodes)
     except BaseException:
         star.close()

@@ -137,7 +137,11 @@ def _node(config: Config, plain: dict[str, Any], place: Any) -> None:
         return _validated(cfg), _plain(cfg)
 
     name = config.transport.node or f"{socket.gethostname()}-{os.getpid()}"
-    assemble.run_node(config, assemble.claims_of(plain) if insists else None, place, name, resolve, log.warning)
+    try:
+        assemble.run_node(config, assemble.claims_of(plain) if insists else None, place, name, resolve, log.warning)
+    except KeyboardInterrupt:
+        print(f"fedsim: {name} stopped", file=sys.stderr)
+        sys.exit(130)
 
 
 def _plain(cfg: DictConfig) -> dict[str, Any]:

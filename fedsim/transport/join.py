@@ -200,7 +200,8 @@ class Door:
             refusal = f"its shared secret is another one ({SECRET} or transport.secret_file)"
         elif about["protocol"] != PROTOCOL:
             refusal = f"it speaks protocol {about['protocol']}, this node {PROTOCOL}: install the same fedsim"
-        verdict = {"refused": refusal} if refusal else {"proof": _proof(self.secret, "parent", ticket, ours, theirs)}
+        proof = _proof(self.secret, "parent", ticket, ours, theirs)
+        verdict = {"refused": refusal} if refusal else {"proof": proof, "timeout": self.timeout}
         store.set(key + "verdict", json.dumps(verdict))
         if refusal:
             raise Refused(refusal)
@@ -227,7 +228,7 @@ def knock(address: str, *, secret: bytes, timeout: float, name: str, about: dict
 
     Args:
         address, secret: of the parent.
-        timeout: as for `Door`.
+        timeout: seconds for a step of the handshake, at least 10; afterwards that of the parent counts.
         name: of this node, for the parent's log.
         about: what the parent should know before it decides.
 
@@ -241,7 +242,7 @@ def knock(address: str, *, secret: bytes, timeout: float, name: str, about: dict
     def attempt() -> None:
         try:
             link = _handshake(address, secret, timeout, name, about)
-        except (RuntimeError, OSError, ValueError) as error:
+        except (RuntimeError, OSError, ValueError, KeyError, TypeError) as error:
             found.append(error)
             return
         found.append(link)
@@ -259,7 +260,8 @@ def knock(address: str, *, secret: bytes, timeout: float, name: str, about: dict
         return found[0]
     if isinstance(found[0], Refused):
         raise found[0]
-    raise Unreachable(f"{address} does not answer ({str(found[0]).splitlines()[0][:120]})")
+    reason = " ".join(str(found[0]).split())[:120]
+    raise Unreachable(f"{address} does not answer ({reason})")
 
 
 def _handshake(address: str, secret: bytes, timeout: float, name: str, about: dict[str, Any]) -> Link:
@@ -279,6 +281,7 @@ def _handshake(address: str, secret: bytes, timeout: float, name: str, about: di
     if not hmac.compare_digest(str(verdict.get("proof")), _proof(secret, "parent", ticket, theirs, ours)):
         raise Refused(f"whoever listens at {address} does not know the shared secret; it is not the parent")
     meet = _proof(secret, "meet", ticket, theirs, ours)
-    link = Link(GlooPair(PrefixStore(meet, store), 1, gloo_device(local), timeout, step), name=address)
+    silence = float(verdict["timeout"])  # both sides must beat as often as the parent expects it
+    link = Link(GlooPair(PrefixStore(meet, store), 1, gloo_device(local), silence, step), name=address)
     link.send(Message(kind="hello", fields={**about, "proof": _proof(secret, "pair", ticket, ours, theirs)}))
     return link

@@ -38,7 +38,8 @@ class Nodes:
         self, directory: Path, *, secret: bytes, settings: Sequence[str], device: str, num_workers: int
     ) -> None:
         self.directory, self.settings, self.device = directory, list(settings), device
-        threads = max(1, len(os.sched_getaffinity(0)) // num_workers)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = max(1, cores // num_workers)
         self.environment = {
             "OMP_NUM_THREADS": str(threads), **os.environ, SECRET: secret.decode(), _MARK: "1"
         }  # fmt: skip
@@ -75,6 +76,18 @@ class Nodes:
     def num_workers(self) -> int:
         """Workers that have not ended."""
         return sum(self.processes[name].poll() is None for name in self.workers)
+
+    def failures(self) -> list[str]:
+        """One line for each node that has ended: the last that it printed."""
+        found = []
+        for name, process in self.processes.items():
+            if process.poll() is not None:
+                log = self.directory / f"{name}.log"
+                last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] or [
+                    "it printed nothing"
+                ]
+                found.append(f"{name} has ended: {last[0]} ({log})")
+        return found
 
     def end(self) -> None:
         """Wait for all to end by themselves, then end them: not one is left when this returns."""

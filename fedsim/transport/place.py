@@ -9,6 +9,7 @@ from datetime import timedelta
 from fedsim.config import TransportConfig
 
 _LOOPBACK = "127.0.0.1:0"
+_KEY = "fedsim/address"
 _SLURM_PORTS = (20000, 20000)  # first port, and how many: one for each number of a job
 
 
@@ -83,14 +84,18 @@ def exchange_address(place: Place, address: str | None, timeout: float) -> str:
     """The server tells its `address` through torchrun's store; others (None) wait for it.
 
     Raises:
-        RuntimeError: there is no store, or nobody has told it anything within `timeout` seconds.
+        ValueError: there is no store, or nobody has told it anything within `timeout` seconds.
     """
     from torch.distributed import TCPStore
 
     assert place.rendezvous is not None
     host, _, port = place.rendezvous.rpartition(":")
-    store = TCPStore(host, int(port), None, False, timedelta(seconds=timeout), wait_for_workers=False)
-    if address is not None:
-        store.set("fedsim/address", address)
-        return address
-    return store.get("fedsim/address").decode()
+    try:
+        store = TCPStore(host, int(port), None, False, timedelta(seconds=timeout), wait_for_workers=False)
+        if address is None:
+            address = store.get(_KEY).decode()
+        else:
+            store.set(_KEY, address)
+    except RuntimeError:
+        raise ValueError(f"process 0 has not told its address at torchrun's store, {place.rendezvous}") from None
+    return address

@@ -114,8 +114,9 @@ class Round:
         traffic: dict[str, float] = {}
         for child, (sent, received) in before.items():
             now_sent, now_received = child.link.traffic
-            traffic[f"bytes_down/{child.name}"] = float(now_sent - sent)
-            traffic[f"bytes_up/{child.name}"] = float(now_received - received)
+            for key, value in (("down", now_sent - sent), ("up", now_received - received)):
+                name = f"bytes_{key}/{child.name}"  # twice, if it was lost and has come back
+                traffic[name] = traffic.get(name, 0.0) + value
         assert self.average is not None, "a job has a client with samples"
         done = self.average.result(add_metrics([*self.metrics, traffic]))
         return replace(done, total=done.total.to(self.vector.device))
@@ -290,6 +291,8 @@ def partial_of(message: Message, job: Job, like: Tensor | None) -> PartialAverag
         raise ValueError("it sent an average of another model")
     if fields.get("scale") != job.scale or not isinstance(metrics, dict) or not isinstance(weight, float):
         raise ValueError("it sent an average without weight, scale and metrics")
+    if not all(isinstance(value, int | float) for value in metrics.values()):
+        raise ValueError("it sent metrics that are not numbers")
     if not 0 < weight <= job.scale or not torch.isfinite(total).all():
         raise ValueError("it sent an average that is not finite")
     return PartialAverage(total=total, weight=weight, scale=job.scale, metrics=metrics)

@@ -110,7 +110,10 @@ class Star:
         elif isinstance(item, Lost):
             self.drop(child, item.reason)
         elif item.kind == "workers":
-            child.workers = int(item.fields["workers"])
+            try:
+                child.workers = int(item.fields["workers"])
+            except (KeyError, TypeError, ValueError):
+                self.drop(child, "it does not say how many workers it has")
             self.on_workers(self.num_workers)
         elif child in self.children:
             return child, item
@@ -161,12 +164,12 @@ class Star:
             link.close(Message(kind="refused", fields={"reason": refusal}))
             return
         assert isinstance(ready, Message)
-        child = Child(
-            link=link,
-            name=self._unique(link.name),
-            is_scheduler=ready.fields.get("role") == "scheduler",
-            workers=int(ready.fields.get("workers", 1)),
-        )
+        is_scheduler, workers = ready.fields.get("role") == "scheduler", ready.fields.get("workers")
+        if not is_scheduler:
+            workers = 1
+        elif type(workers) is not int:
+            workers = 0
+        child = Child(link=link, name=self._unique(link.name), is_scheduler=is_scheduler, workers=workers)
         link.send(Message(kind="accepted"))
         self.events.put((child, None))
         link.route(lambda item: self.events.put((child, item)))
