@@ -37,7 +37,13 @@ def tensors() -> st.SearchStrategy[Tensor]:
     return st.builds(lambda s, d: torch.randint(0, 255, s).to(d) if s else torch.tensor(7).to(d), shapes, dtypes)
 
 
-values = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_subnormal=False) | st.text(max_size=20)
+values = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_subnormal=False)
+    | st.text(max_size=20)
+)
 
 
 @settings(max_examples=40, deadline=None)
