@@ -56,7 +56,7 @@ def test_a_secret_comes_from_a_file_or_the_environment_and_is_not_short(tmp_path
 
 def test_clients_that_keep_vectors_are_refused():
     check_distributable(Algorithm(name="fedavg"))
-    with pytest.raises(ValueError, match="the clients of scaffold keep vectors .*: use transport=inprocess"):
+    with pytest.raises(ValueError, match=r"the clients of scaffold keep vectors .*: use transport=inprocess"):
         check_distributable(Algorithm(name="scaffold", keeps={"control": Kept()}))
 
 
