@@ -127,7 +127,7 @@ def open_leaf(
         source="leaf",
         notes=tuple(notes),
     )
-    return dataset if num_clients is None else _keep(dataset, num_clients, seed), meta["facts"]
+    return dataset if num_clients is None else keep_clients(dataset, num_clients, seed), meta["facts"]
 
 
 def packed_split(arrays: dict[str, np.ndarray], split: str) -> Split:
@@ -158,10 +158,15 @@ def leaf_folder(root: str | Path, name: str, hint: str) -> Path:
     return base
 
 
-def _keep(dataset: FederatedDataset, num_clients: int, seed: int) -> FederatedDataset:
+def keep_clients(dataset: FederatedDataset, num_clients: int, seed: int) -> FederatedDataset:
+    """The first `num_clients` of a seeded draw, in the dataset's order, with copies of their samples.
+
+    Raises:
+        ValueError: there are not so many clients.
+    """
     if not 1 <= num_clients <= dataset.num_clients:
         raise ValueError(
-            f"data.num_clients={num_clients}, but the LEAF set has {dataset.num_clients} clients: set it to "
+            f"data.num_clients={num_clients}, but {dataset.name} has {dataset.num_clients} clients: set it to "
             f"a number from 1 to {dataset.num_clients}, or to null for all"
         )
     draw = stream(seed, "leaf_clients").permutation(dataset.num_clients)

@@ -29,7 +29,7 @@ class LeafUser:
         file: where the user stands.
         x: the inputs, one a sample.
         y: the targets, as many as `x`.
-        start, stop: bounds of the bytes in `file` that hold {"x": ..., "y": ...}, for `UserFile`.
+        start, stop: bounds of the bytes in `file` that hold {"x": ..., "y": ...}, for `read_user`.
     """
 
     name: str
@@ -128,22 +128,12 @@ def read_file(file: Path, groups: dict[str, str] | None = None, *, chunk_size: i
         groups.update(_groups(file, lists.get("users", list(sizes)), hierarchies))
 
 
-class UserFile:
-    """Reads single users of one LEAF file, in any order, from the bounds that `read_file` found."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self._stream = file.open("rb")
-        self._decoder = decoder()
-
-    def read(self, name: str, start: int, stop: int) -> LeafUser:
-        """The user whose record lies from byte `start` to `stop`."""
-        self._stream.seek(start)
-        record = self._decoder.decode(self._stream.read(stop - start).decode())
-        return _user(name, self.file, record, start, stop)
-
-    def close(self) -> None:
-        self._stream.close()
+def read_user(name: str, file: Path, start: int, stop: int) -> LeafUser:
+    """The user whose record lies from byte `start` to `stop` of `file`, as `read_file` found it."""
+    with file.open("rb") as stream:
+        stream.seek(start)
+        record = decoder().decode(stream.read(stop - start).decode())
+    return _user(name, file, record, start, stop)
 
 
 def _groups(file: Path, names: list[str], hierarchies: Any) -> dict[str, str]:

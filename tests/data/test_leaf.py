@@ -158,7 +158,7 @@ def test_num_clients_keeps_a_nested_seeded_draw_in_the_files_order(root: Path) -
         for split, full in ((dataset.train, everyone.train), (dataset.test, everyone.test)):
             assert rows(split, client) == rows(full, names.index(name))
     for wrong in (0, 24):
-        with pytest.raises(ValueError, match=f"data.num_clients={wrong}, but the LEAF set has 23 clients"):
+        with pytest.raises(ValueError, match=f"data.num_clients={wrong}, but tiny has 23 clients"):
             read(root, num_clients=wrong)
 
 
