@@ -16,7 +16,16 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of each sample, in nats: (B, classes) and (B,), or (B, classes, length) and (B, length), to (B,).
 
     The loss of a sequence is the mean over its places that count, 0 where none does.
+
+    Raises:
+        ValueError: there are not as many outputs as targets.
     """
+    if outputs.dim() != targets.dim() + 1:
+        places = "one target" if targets.dim() == 1 else f"targets of shape {tuple(targets.shape[1:])}"
+        raise ValueError(
+            f"the data has {places} a sample, but the model's output for a minibatch has shape {tuple(outputs.shape)}: "
+            "choose another model (reddit_lstm predicts at every place, most others once a sample)"
+        )
     # What F.cross_entropy computes, without its ignored index, which takes most of its operations.
     log_probabilities = F.log_softmax(outputs, 1)
     if targets.dim() == 1:

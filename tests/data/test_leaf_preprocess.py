@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tracemalloc
 from collections import Counter
 from fractions import Fraction
 from itertools import pairwise
@@ -331,3 +332,20 @@ def test_the_command(all_data, tmp_path):
     )
     assert report.samples["train"] == len(samples(train))
     assert load(tmp_path / "python" / "train") == train
+
+
+@pytest.mark.parametrize("flags", [{"sampling": "niid", "sample_fraction": 0.9}, {"sampling": "iid"}])
+def test_memory_holds_one_user_not_the_files(tmp_path, flags):
+    """40 users of 100 kB each in one file: the peak stays below five of them, not 40."""
+    user_bytes = 100_000
+    data = {f"u{u}": {"x": [f"{u} {i} ".ljust(1000, ".") for i in range(100)], "y": [0] * 100} for u in range(40)}
+    write(tmp_path / "all_data" / "a.json", data)
+    del data
+    leaf_preprocess(tmp_path, tmp_path / "warm", split="sample", **flags)  # imports and caches of the library
+    tracemalloc.start()
+    leaf_preprocess(tmp_path, tmp_path / "out", split="sample", **flags)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    window = 1 << 20  # the reader's window, twice while it grows
+    assert peak < 2 * window + 5 * user_bytes
+    assert (tmp_path / "all_data" / "a.json").stat().st_size > 40 * user_bytes

@@ -1,6 +1,7 @@
 """Sequences of tokens: recurrent models in both trainers, and places that do not count."""
 
 import dataclasses
+import re
 from functools import partial
 
 import numpy as np
@@ -135,6 +136,14 @@ def test_per_sample_values_are_pytorchs_and_skip_what_does_not_count():
     cross_entropy(outputs, targets).sum().backward()
     assert not outputs.grad[3].any()
     assert not outputs.grad[0, :, 2:].any()
+
+
+def test_a_model_for_other_targets_is_refused():
+    every = "the data has one target a sample, but the model's output for a minibatch has shape (2, 5, 3)"
+    with pytest.raises(ValueError, match=re.escape(every)):
+        cross_entropy(torch.randn(2, 5, 3), torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match=r"the data has targets of shape \(3,\) a sample, .* choose another model"):
+        cross_entropy(torch.randn(2, 5), torch.zeros(2, 3, dtype=torch.int64))
 
 
 def test_evaluation_is_a_mean_over_places_that_count():
