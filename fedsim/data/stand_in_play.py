@@ -36,7 +36,7 @@ _SENTENCES = [
 ]
 MAX_ROLES = len(_FIRST) * len(_LAST)
 
-_PLEDGES = (500, 1500)  # characters that a role says, at least and about at most
+_ENOUGH = (500, 900)  # characters that a role says, at least and about at most
 _TASTE = 0.6  # concentration of a role's preferences: lower is more of its own
 _SPEECH = 3  # sentences of a speech, at most
 
@@ -64,7 +64,7 @@ def stand_in_play(num_roles: int, seed: int) -> str:
 
 def _speeches(rng: np.random.Generator) -> list[str]:
     """What one role says: speeches of one to a few sentences, until it has said enough."""
-    enough = rng.integers(*_PLEDGES)
+    enough = rng.integers(*_ENOUGH)
     taste = rng.dirichlet(np.full(len(_SENTENCES), _TASTE))
     liking = {kind: rng.dirichlet(np.full(len(words), _TASTE)) for kind, words in _WORDS.items()}
     speeches: list[str] = []

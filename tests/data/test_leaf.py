@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -307,6 +308,8 @@ def test_hierarchies_become_groups_and_follow_their_clients(root: Path, caplog: 
     assert list(dataset.groups) == ["group of ann", "group of bob", "group of cy"]
     some = read(root, num_clients=2)
     assert list(some.groups) == [f"group of {user}" for user in some.client_ids]
+    with pytest.raises(ValueError, match="3 clients but 2 groups: give each one, or none"):
+        replace(dataset, groups=["a", "b"])
     natural = Natural(num_clients=2)(dataset, seed=3)
     assert list(natural.groups) == [f"group of {user}" for user in natural.client_ids]
     content["hierarchies"].append("too many")

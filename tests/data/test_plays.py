@@ -121,7 +121,7 @@ def test_without_a_root_the_made_up_play_stands_in_and_says_so(tmp_path):
 def test_the_made_up_play_is_a_play():
     roles = read_play(stand_in_play(12, 0), "x")
     assert len(roles) == 12
-    assert all(500 <= len(role.text) < 1800 for role in roles)
+    assert all(500 <= len(role.text) < 1200 for role in roles)
     words = [set(role.text.split()) for role in roles]
     assert len({frozenset(w) for w in words}) == 12
     with pytest.raises(ValueError, match=rf"the made-up play has from 1 to {MAX_ROLES} roles"):
