@@ -6,7 +6,6 @@ for metrics in simulation.rounds():
 """
 
 import logging
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -201,10 +200,11 @@ class Simulation:
         """
         if self.central is None:
             return {}
-        losses, hits = self.central.per_sample(self.server.vector, None if whole else self.preview)
+        rows = None if whole else self.preview
+        losses, hits = self.central.per_sample(self.server.vector, rows)
         if whole:
             self._evaluated = (self.server.round, self.central, losses, hits)
-        return {"test_loss": math.fsum(losses) / len(losses), "test_accuracy": math.fsum(hits) / len(hits)}
+        return {"test_loss": self.central.mean(losses, rows), "test_accuracy": self.central.mean(hits, rows)}
 
     def clients(self) -> pd.DataFrame:
         """The global model on every client: client, split, samples, loss, accuracy.

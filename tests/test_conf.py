@@ -1,10 +1,12 @@
 """Every file of conf/ composes; every experiment runs a few tiny rounds on the data it names, or on a stand-in."""
 
+import json
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fedsim.cli import conf_dir
 
@@ -29,13 +31,47 @@ def mnist_root(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
+SMALL = {
+    "shakespeare": ["data.num_clients=4", "model.hidden_size=4", "local.num_steps=1"],
+    "sent140": ["data.vocabulary_size=6", "model.hidden_size=4", "data.length=3"],
+    "reddit": ["data.vocabulary_size=6", "model.hidden_size=4", "data.length=3"],
+    "leaf_celeba": ["data.size=8", "model.num_channels=2"],
+}
+
+
+@pytest.fixture
+def leaf_root(tmp_path: Path) -> Path:
+    """LEAF's sent140, reddit and celeba in small."""
+    root, images = tmp_path / "leaf", tmp_path / "leaf" / "celeba" / "raw" / "img_align_celeba"
+    images.mkdir(parents=True)
+    Image.fromarray(np.zeros((9, 9, 3), dtype=np.uint8)).save(images / "1.png")
+    samples = {
+        "sent140": (["", "", "", "", "so good !"], 1),
+        "reddit": ([["<BOS>", "so", "good"]], {"target_tokens": [["so", "good", "<PAD>"]]}),
+        "celeba": ("1.png", 0),
+    }
+    for name, (x, y) in samples.items():
+        data = {user: {"x": [x, x, x], "y": [y, y, y]} for user in ("ann", "bob", "cy")}
+        for split in ("train", "test"):
+            (root / name / "data" / split).mkdir(parents=True)
+            content = {"users": list(data), "num_samples": [3, 3, 3], "user_data": data}
+            (root / name / "data" / split / "all_data.json").write_text(json.dumps(content))
+    return root
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_experiment_runs(fedsim, mnist_root, name):
+def test_experiment_runs(fedsim, mnist_root, leaf_root, name):
     arguments = [f"+experiment={name}", *TINY]
     if name.startswith("mnist"):
         arguments.append(f"data.root={mnist_root}")
     elif name.startswith("cifar10"):  # its network on images that are here: CIFAR's own reader is tested elsewhere
         arguments += ["data=mnist", f"data.root={mnist_root}", "partition.min_samples=1"]
+    elif name in SMALL:
+        arguments += SMALL[name]
+        if name == "leaf_celeba":
+            arguments.append(f"data.images={leaf_root / 'celeba' / 'raw' / 'img_align_celeba'}")
+        if name != "shakespeare":
+            arguments.append(f"data.root={leaf_root}")
     else:
         arguments.append("data.num_clients=6")
         if name == "femnist_convnet2":
@@ -47,6 +83,25 @@ def test_experiment_runs(fedsim, mnist_root, name):
     assert (done.directory / "summary.json").exists()
 
 
+@pytest.mark.parametrize("name", ["sent140", "reddit", "leaf_celeba"])
+def test_an_experiment_without_its_data_says_which_folder_is_missing(fedsim, name):
+    done = fedsim(f"+experiment={name}")
+    assert done.code == 1
+    assert done.err.splitlines()[-1].startswith(f"fedsim: error: data={name} needs data.root=<folder with LEAF's")
+
+
+def test_any_leaf_set_of_numbers_trains(fedsim, tmp_path):
+    data = {user: {"x": [[0.5, 1.5]] * 3, "y": [0, 1, 1]} for user in ("ann", "bob")}
+    for split in ("train", "test"):
+        (tmp_path / "data" / split).mkdir(parents=True)
+        (tmp_path / "data" / split / "a.json").write_text(json.dumps({"user_data": data}))
+    arguments = ["data=leaf", f"data.root={tmp_path}", "data.num_classes=2", "data.input_shape=[2]", "model=logistic"]
+    assert fedsim(*arguments, *TINY).code == 0
+    done = fedsim("data=leaf", "model=logistic")
+    assert done.code == 1
+    assert done.err.splitlines()[-1] == "fedsim: error: these options need a value: data.root"
+
+
 GROUPS = sorted(
     (path.parent.name, path.stem)
     for group in ("algorithm", "model", "partition", "trainer", "sampler", "local")
@@ -55,8 +110,13 @@ GROUPS = sorted(
 
 
 @pytest.mark.parametrize(("group", "option"), GROUPS)
-def test_every_option_of_every_group_runs(fedsim, group, option):
+def test_every_option_of_every_group_runs(fedsim, leaf_root, group, option):
     arguments = ["+experiment=debug", "data.num_clients=6", *TINY, "local.num_steps=1", f"{group}={option}"]
+    if group == "model" and option.endswith("lstm"):  # takes tokens, not images
+        arguments = [f"+experiment={option.removesuffix('_lstm')}", *arguments[2:]]
+        arguments += SMALL[option.removesuffix("_lstm")]
+        if option != "shakespeare_lstm":
+            arguments.append(f"data.root={leaf_root}")
     if group == "partition" and option != "natural":
         arguments.append("partition.num_clients=5")
     done = fedsim(*arguments)

@@ -96,8 +96,11 @@ class FederatedDataset:
         test: central (no owners) or per client; None where there is none.
         validation: held-out samples of the clients; None where there is none.
         client_ids: the clients' names, (C,); empty before a partition.
+        groups: what each client is part of by nature, (C,), for example the play of a role (LEAF's "hierarchies");
+            empty where there is no such thing.
         num_classes: size of the model's output.
-        preprocess: batched function on the device, from storage (B, ...) to the model's input (B, ...) float32.
+        preprocess: batched function on the device, from storage (B, ...) to the model's input (B, ...), float32, or
+            int64 for tokens.
         source: where the samples came from, for example "leaf", "glyphs" or "torchvision".
         notes: warnings that belong in the log and in summary.json, for example that a stand-in was used.
     """
@@ -107,6 +110,7 @@ class FederatedDataset:
     test: Split | None = None
     validation: Split | None = None
     client_ids: Sequence[str] = ()
+    groups: Sequence[str] = ()
     num_classes: int
     preprocess: Callable[[Tensor], Tensor] = identity
     source: str = "memory"
@@ -117,6 +121,8 @@ class FederatedDataset:
             raise ValueError(
                 f"{self.train.num_clients} clients but {len(self.client_ids)} client_ids: give each a name"
             )
+        if len(self.groups) not in (0, len(self.client_ids)):
+            raise ValueError(f"{len(self.client_ids)} clients but {len(self.groups)} groups: give each one, or none")
 
     @property
     def num_clients(self) -> int:
@@ -133,7 +139,7 @@ class FederatedDataset:
         """The same samples under other owners; a test set that belonged to the former owners becomes central."""
         train = replace(self.train, offsets=offsets, order=order)
         test = None if self.test is None else replace(self.test, offsets=None, order=None)
-        return replace(self, train=train, test=test, validation=None, client_ids=client_ids)
+        return replace(self, train=train, test=test, validation=None, client_ids=client_ids, groups=())
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits of who owns what: owners, labels, shapes and a sample of the inputs of each split.

@@ -241,6 +241,7 @@ class Natural:
             test=dataset.test and _subset(dataset.test, kept),
             validation=dataset.validation and _subset(dataset.validation, kept),
             client_ids=[dataset.client_ids[c] for c in kept],
+            groups=[dataset.groups[c] for c in kept] if dataset.groups else (),
         )
 
     def _kept(self, dataset: FederatedDataset, seed: int) -> np.ndarray:
