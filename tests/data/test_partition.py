@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.data.federated import FederatedDataset, Split
-from fedsim.data.partition import Dirichlet, Iid, Natural, Partition, Shards, dirichlet, iid, shards
+from fedsim.data.deal import dirichlet, iid, shards
+from fedsim.data.partition import Dirichlet, Iid, Natural, Partition, Shards
 from fedsim.rng import stream
 
 DEALS = {"iid": iid, "dirichlet": dirichlet, "shards": shards}
@@ -73,7 +74,7 @@ def test_deals_are_disjoint_complete_and_seed_stable(problem, name, alpha, data)
         "shards": {"shards_per_client": data.draw(st.integers(1, each))},
     }[name]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedsim.data.deal._MAX_TRIES", 20)  # reaches the repair in a fiftieth of the time
+        patch.setattr("fedsim.data.deal.class_shares._MAX_TRIES", 20)  # reaches the repair in a fiftieth of the time
         deal = DEALS[name](targets, num_clients, stream(seed, "partition"), **options)
         again = DEALS[name](targets, num_clients, stream(seed, "partition"), **options)
 
