@@ -67,8 +67,10 @@ DIGITS = ("label_skew", "pathological")  # five clients with two classes each ar
 
 @pytest.mark.parametrize(("group", "option"), GROUPS)
 def test_every_option_of_every_group_runs(fedsim, tmp_path, mnist_root, group, option):
-    data = ["data=mnist", f"data.root={mnist_root}"] if option in DIGITS else ["data.num_clients=6"]
-    arguments = ["+experiment=debug", *data, *TINY, "local.num_steps=1", f"{group}={option}"]
+    data = ["+experiment=debug", "data.num_clients=6"]
+    if option in DIGITS:
+        data = ["+experiment=mnist_iid", f"data.root={mnist_root}"]
+    arguments = [*data, *TINY, "local.num_steps=1", f"{group}={option}"]
     if group == "partition":
         arguments += PARTITIONS.get(option, ["partition.num_clients=5"])
     if option == "from_file":
