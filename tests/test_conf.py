@@ -109,15 +109,36 @@ GROUPS = sorted(
 )
 
 
+# What a partition of six writers' letters needs, where that is not partition.num_clients=5.
+PARTITIONS = {
+    "natural": [],
+    "fcube": [],
+    "from_file": [],
+    "feature_noise": ["partition.base.num_clients=5"],
+    "rotation": ["partition.base.num_clients=5"],
+}
+DIGITS = ("label_skew", "pathological")  # five clients with two classes each are too few for 62 letters
+
+
 @pytest.mark.parametrize(("group", "option"), GROUPS)
-def test_every_option_of_every_group_runs(fedsim, leaf_root, group, option):
-    arguments = ["+experiment=debug", "data.num_clients=6", *TINY, "local.num_steps=1", f"{group}={option}"]
+def test_every_option_of_every_group_runs(fedsim, tmp_path, mnist_root, leaf_root, group, option):
+    data = ["+experiment=debug", "data.num_clients=6"]
+    if option in DIGITS:
+        data = ["+experiment=mnist_iid", f"data.root={mnist_root}"]
     if group == "model" and option.endswith("lstm"):  # takes tokens, not images
-        arguments = [f"+experiment={option.removesuffix('_lstm')}", *arguments[2:]]
-        arguments += SMALL[option.removesuffix("_lstm")]
-        if option != "shakespeare_lstm":
-            arguments.append(f"data.root={leaf_root}")
-    if group == "partition" and option != "natural":
-        arguments.append("partition.num_clients=5")
+        name = option.removesuffix("_lstm")
+        data = [f"+experiment={name}", *SMALL[name]]
+        if name != "shakespeare":
+            data.append(f"data.root={leaf_root}")
+    arguments = [*data, *TINY, "local.num_steps=1", f"{group}={option}"]
+    if group == "partition":
+        arguments += PARTITIONS.get(option, ["partition.num_clients=5"])
+    if option == "from_file":
+        rows = tmp_path / "rows.json"
+        rows.write_text("[[0, 5, 7], [1, 2], [3, 4]]")
+        arguments.append(f"partition.path={rows}")
     done = fedsim(*arguments)
+    if option == "fcube":  # composed and built, but letters are no points of a cube
+        assert "partition=fcube needs three numbers a sample, but one sample has shape (1, 28, 28)" in done.err
+        return
     assert done.code == 0, done.err
