@@ -284,6 +284,6 @@ def _extents(lines: np.ndarray) -> np.ndarray:
     """(M, 2) float64, in half frames: half the width and half the height of (M, 128, 128) bool lines."""
     sides = []
     for axis in (1, 2):
-        used = lines.any(axis=axis)
+        used = np.asarray(lines.any(axis=axis))
         sides.append(_RASTER - used[:, ::-1].argmax(axis=1) - used.argmax(axis=1))
     return np.stack(sides, axis=1) / _RASTER
