@@ -72,6 +72,15 @@ class Server:
             "peak_memory_bytes": peak_memory_bytes(self.vector.device),
         }
 
+    @property
+    def broadcast(self) -> Tensor:
+        """(P + Q + ...,) what clients see: the global model and the server's vectors."""
+        return self._broadcast(self.state)
+
+    def _broadcast(self, state: ServerState) -> Tensor:
+        seen = [v.reshape(-1).to(self.vector.dtype) for v in self._seen(state).values()]
+        return torch.cat([self.vector, *seen]) if seen else self.vector
+
     def _weight(self, clients: np.ndarray, state: ServerState) -> float:
         """Sum of the weights of those of the clients that have samples."""
         clients = clients[self.sizes[clients] > 0]
@@ -87,13 +96,11 @@ class Server:
         self, round: int, cohort: np.ndarray, state: ServerState, record: Algorithm
     ) -> tuple[float, Metrics, ServerState]:
         """Train the cohort and let the server step: the mean update's norm, sums of metrics, and the new state."""
-        weight, seen = self._weight(cohort, state), self._seen(state)
+        weight = self._weight(cohort, state)
         job = Job(
             round=round,
             cohort=cohort,
-            broadcast=torch.cat([self.vector, *(v.reshape(-1).to(self.vector.dtype) for v in seen.values())])
-            if seen
-            else self.vector,
+            broadcast=self._broadcast(state),
             scale=weight_scale(weight),
             prelude=record is not self.algorithm,
         )

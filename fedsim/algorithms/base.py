@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.config import LocalConfig
 from fedsim.vector import FlatModel, Layout
 
 ServerState = dict[str, Tensor]
@@ -29,12 +30,13 @@ class Kept:
 
     Attributes:
         size: its length.
-        start: what a client that has not kept anything yet begins with: zeros, or the global model as it is in the
-            round in which the client trains first ("model"; then the size is "parameters", "model" or "personal").
+        start: what a client that has not kept anything yet begins with: this number everywhere, or the global model
+            as it is in the round in which the client trains first ("model"; then the size is "parameters", "model"
+            or "personal").
     """
 
     size: Size = "parameters"
-    start: Literal["zeros", "model"] = "zeros"
+    start: float | Literal["model"] = 0.0
 
 
 @dataclass(kw_only=True, eq=False)
@@ -54,7 +56,7 @@ class Clients:
         steps: (K, 1) local steps that each client takes in this round.
         taken: (K, 1) steps it has taken before this one.
         counts: (K, 1) samples in this step's minibatch.
-        learning_rate: the local one of this round.
+        local: the settings of local training in this round.
     """
 
     model: Tensor
@@ -69,9 +71,14 @@ class Clients:
     steps: Tensor
     taken: Tensor
     counts: Tensor
-    learning_rate: float
+    local: LocalConfig
     compute: Callable[[Tensor | str | None, tuple[int, int] | None], tuple[Tensor, Tensor]]
     move: Callable[[Tensor, str, Tensor | None, str, float | None], None]
+
+    @property
+    def learning_rate(self) -> float:
+        """The local one of this round, eta."""
+        return self.local.learning_rate
 
     def gradient(self, at: Tensor | str | None = None, part: tuple[int, int] | None = None) -> Tensor:
         """(K, P) a fresh tensor: the gradient of the minibatch's mean loss.
@@ -192,6 +199,10 @@ class Algorithm:
             "personal", which must be in `keeps`, replace the global ones when a client starts, and move no average.
         weights: (clients (m,), samples (m,), broadcast vectors) -> (m,) float64 positive weights in the average;
             None: the samples.
+        own: a record whose `begin`, `step`, `finish` and `works` make a client's own model, for evaluation, from the
+            global one and what the client keeps; nothing of it is kept. None with `personal`: the kept elements in
+            the place of the global ones. None without it: clients have no model of their own.
+        own_steps: minibatches of training samples on which `own` takes a step; None: those of one pass.
         prelude: a record whose `begin`, `step`, `finish` and `sums` make a first pass over the same cohort's samples
             in each round, and whose `server_step` sees the result; it keeps and broadcasts what this record does.
         server_init: (vector, setup) -> the vectors that the server keeps.
@@ -209,6 +220,8 @@ class Algorithm:
     broadcast: Mapping[str, Size] = field(default_factory=dict)
     personal: Callable[[FlatModel], Tensor] | None = None
     weights: Callable[[np.ndarray, np.ndarray, Mapping[str, Tensor]], np.ndarray] | None = None
+    own: "Algorithm | None" = None
+    own_steps: int | None = 0
     prelude: "Algorithm | None" = None
     server_init: Callable[[Tensor, Setup], ServerState] = _server_init
     server_step: Callable[[Tensor, Tensor, ServerState, Round], ServerState] = _server_step
@@ -217,6 +230,11 @@ class Algorithm:
     def hooked(self) -> bool:
         """Whether clients do anything but plain local training."""
         return not (self.begin is None and self.step is None and self.finish is None and not self.keeps)
+
+    @property
+    def personalised(self) -> bool:
+        """Whether clients have models of their own."""
+        return self.own is not None or self.personal is not None
 
 
 def client_weights(

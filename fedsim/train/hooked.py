@@ -197,6 +197,8 @@ class HookedSlots:
                     first = {"parameters": self.broadcast[: self.size], "model": self.broadcast}.get(str(kept.size))
                     first = self.broadcast[personal] if first is None else first
                     found[name] = torch.where(known, found[name], first)
+                elif kept.start:
+                    found[name] = torch.where(known, found[name], kept.start)
                 self.kept[name][slots] = found[name]
             if personal is not None:
                 whole = self.rows[slots]
@@ -228,7 +230,7 @@ class HookedSlots:
             steps=self.steps[slots],
             taken=self.taken[slots],
             counts=self.samples[slots] if counts is None else counts,
-            learning_rate=self.local.learning_rate,
+            local=self.local,
             compute=refuse,
             move=refuse,  # pyright: ignore[reportArgumentType]
         )
@@ -291,6 +293,13 @@ class HookedSlots:
         if at.shape[-1] < self.width:
             models[:, self.size :] = self.rows[:n, self.size :]
         return models
+
+    def own(self) -> Tensor:
+        """(P + Q,) the model of the client in the only slot, when it has taken its steps: valid until the next."""
+        if self.record.finish is not None:
+            view = self._view(slice(0, 1), self.plan.clients[self.sitting])
+            self.record.finish(view, self.rows - self.broadcast)
+        return self.rows[0]
 
     def fold(self, slots: list[int], weights: list[float], average: OnlineAverage) -> Tensor:
         """Stream the updates of these slots into the average; returns their (len(slots),) squared norms."""

@@ -86,9 +86,9 @@ def make_plan(
     if prelude:
         steps = steps_per_epoch
     elif local.num_steps is None:
-        steps = steps_per_epoch * local.num_epochs
+        steps = steps_per_epoch * _work(cohort, local.num_epochs, local.straggler_share, seed, round)
     else:
-        steps = np.full_like(sizes, local.num_steps)
+        steps = _work(cohort, local.num_steps, local.straggler_share, seed, round)
     slot, start = _assign(steps, min(num_slots, len(cohort)))
 
     num_epochs = -(-steps // steps_per_epoch)
@@ -118,6 +118,14 @@ def make_plan(
         counts=counts,
         prelude=prelude,
     )
+
+
+def _work(cohort: np.ndarray, whole: int, straggler_share: float, seed: int, round: int) -> np.ndarray:
+    """(m,) int64: epochs or steps of each client, `whole` or, for stragglers, uniform in 1 ... whole - 1."""
+    if not straggler_share:
+        return np.full_like(cohort, whole)
+    lots = [counter_hash(seed, "straggler", round, cohort, k) / 2.0**_KEY_BITS for k in (0, 1)]
+    return np.where(lots[0] < straggler_share, 1 + (lots[1] * (whole - 1)).astype(np.int64).clip(max=whole - 2), whole)
 
 
 def _count_up(lengths: np.ndarray) -> np.ndarray:

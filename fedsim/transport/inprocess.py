@@ -8,6 +8,7 @@ from fedsim.aggregate import PartialAverage
 from fedsim.client_state import ClientVectors
 from fedsim.config import LocalConfig
 from fedsim.data.federated import Split
+from fedsim.train.hooked import ClientMemory
 from fedsim.train.plan import Plan, make_plan
 from fedsim.transport.base import Job
 
@@ -16,6 +17,8 @@ class Trainer(Protocol):
     """Trains the clients of a plan; `num_slots` of them side by side."""
 
     num_slots: int
+
+    memory: ClientMemory
 
     @property
     def clients(self) -> ClientVectors | None:
