@@ -4,7 +4,7 @@ The serial trainer is K = 1 on the shared model's own memory. What a hook comput
 come from, autograd or the batched step, it does not see.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -66,11 +66,11 @@ class BatchedGradient:
 
     Args:
         model: for the layout.
-        function: size of the minibatch -> the batched gradient.
+        gradient: of n slots, nothing factored.
     """
 
-    def __init__(self, model: FlatModel, function: Callable[[int], SlotGradient]) -> None:
-        self.layout, self.function = model.layout, function
+    def __init__(self, model: FlatModel, gradient: SlotGradient) -> None:
+        self.layout, self.gradient = model.layout, gradient
 
     def __call__(self, rows: Tensor, x: Tensor, y: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         n, layout = len(rows), self.layout
@@ -81,7 +81,7 @@ class BatchedGradient:
         slots = Slots(
             parameters=parameters, buffers=buffers, kept=ones[:, 0], coefficients=ones[:, 1:], inputs={}, gradients={}
         )
-        found = self.function(x.shape[1])(slots, {}, x, y, counts)
+        found = self.gradient(slots, {}, x, y, counts)
         flat = torch.cat([found.parameters[e.name].reshape(n, -1) for e in layout.parameters], dim=1)
         moved = [found.buffers.get(e.name, named[e.name]).reshape(n, -1) for e in layout.buffers]
         after = torch.cat(moved, dim=1) if moved else rows[:, layout.num_parameters :]

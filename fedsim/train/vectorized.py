@@ -28,8 +28,6 @@ from fedsim.vector import FlatModel
 _GATHER = {"cpu": 1 << 20, "cuda": 1 << 26}
 # Smaller layers gain nothing from being factored.
 _MIN_FACTORED = 1 << 17
-# Traces kept: with local.batch_size=null every round may bring a minibatch of a new size.
-_MAX_FUNCTIONS = 8
 
 
 class VectorizedTrainer:
@@ -67,14 +65,12 @@ class VectorizedTrainer:
         self.memory = ClientMemory(algorithm, model)
         whole_vectors = algorithm.hooked or local.optimizer != "sgd"
         self.factorable = factorable(model.module, sample, _MIN_FACTORED) if factor and not whole_vectors else {}
-        self.functions: dict[tuple[frozenset[str], int], SlotGradient] = {}
+        self.functions: dict[frozenset[str], SlotGradient] = {}
 
-    def _function(self, factored: dict[str, tuple[int, int]], batch: int) -> SlotGradient:
-        """The batched gradient for minibatches of `batch`, whose size is written into its trace."""
-        key = (frozenset(factored), batch)
+    def _function(self, factored: dict[str, tuple[int, int]]) -> SlotGradient:
+        """The batched gradient with these layers factored; one trace serves every size."""
+        key = frozenset(factored)
         if key not in self.functions:
-            if len(self.functions) >= _MAX_FUNCTIONS:
-                self.functions.clear()
             self.functions[key] = SlotGradient(self.model.module, set(factored), stochastic=self.stochastic)
         return self.functions[key]
 
@@ -169,7 +165,7 @@ class VectorizedTrainer:
         record, local = self._record(plan), self.local.at(plan.round)
         _, num_slots, batch = plan.rows.shape
         if record.hooked or local.optimizer != "sgd":
-            gradient = BatchedGradient(self.model, lambda batch: self._function({}, batch))
+            gradient = BatchedGradient(self.model, self._function({}))
             rows = broadcast.new_empty((num_slots, self.model.layout.size))
             return HookedSlots(
                 self.model,
@@ -185,7 +181,7 @@ class VectorizedTrainer:
         return SlotState(
             self.model,
             factored,
-            self._function(factored, batch),
+            self._function(factored),
             num_slots=num_slots,
             num_steps=int(plan.steps.max()),
             batch=batch,
