@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedsim.aggregate import weight_scale
-from fedsim.algorithms.base import Algorithm, Round, ServerState, Setup, lengths, split
+from fedsim.algorithms.base import Algorithm, Round, ServerState, Setup, lengths, split, weigh
 from fedsim.config import ScheduleConfig, ServerConfig
 from fedsim.memory import peak_memory_bytes
 from fedsim.sampling import Sampler
@@ -84,9 +84,7 @@ class Server:
     def _weight(self, clients: np.ndarray, state: ServerState) -> float:
         """Sum of the weights of those of the clients that have samples."""
         clients = clients[self.sizes[clients] > 0]
-        samples = self.sizes[clients].astype(np.float64)
-        weights = self.algorithm.weights
-        return float((samples if weights is None else weights(clients, samples, self._seen(state))).sum())
+        return float(weigh(self.algorithm, clients, self.sizes[clients], self._seen(state)).sum())
 
     def _seen(self, state: ServerState) -> ServerState:
         """The server's vectors that clients see."""

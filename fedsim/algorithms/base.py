@@ -17,6 +17,8 @@ from torch import Tensor
 from fedsim.config import LocalConfig
 from fedsim.vector import FlatModel, Layout
 
+_WEIGHT_GRID = float(1 << 20)
+
 ServerState = dict[str, Tensor]
 """Vectors that the server keeps from round to round, by name; they are part of a checkpoint."""
 
@@ -197,8 +199,8 @@ class Algorithm:
         broadcast: vectors of the server's state that clients see.
         personal: model -> (P + Q,) bool: the elements that stay with each client. They are kept as the vector
             "personal", which must be in `keeps`, replace the global ones when a client starts, and move no average.
-        weights: (clients (m,), samples (m,), broadcast vectors) -> (m,) float64 positive weights in the average;
-            None: the samples.
+        weights: (clients (m,), samples (m,), broadcast vectors) -> (m,) float64 positive weights in the average,
+            which are rounded up to a multiple of 2^-20; None: the samples.
         own: a record whose `begin`, `step`, `finish` and `works` make a client's own model, for evaluation, from the
             global one and what the client keeps; nothing of it is kept. None with `personal`: the kept elements in
             the place of the global ones. None without it: clients have no model of their own.
@@ -241,10 +243,15 @@ def client_weights(
     algorithm: Algorithm, layout: Layout, clients: np.ndarray, samples: np.ndarray, broadcast: Tensor
 ) -> np.ndarray:
     """(m,) float64 weights of clients with these samples, given what the server broadcasts (P + Q + ...,)."""
+    names = lengths(algorithm.broadcast, layout.num_parameters, layout.size)
+    return weigh(algorithm, clients, samples, split(broadcast[layout.size :], names))
+
+
+def weigh(algorithm: Algorithm, clients: np.ndarray, samples: np.ndarray, server: Mapping[str, Tensor]) -> np.ndarray:
+    """(m,) float64 weights, in steps of 2^-20: their sums are exact, and so do not depend on the order of clients."""
     if algorithm.weights is None:
         return samples.astype(np.float64)
-    names = lengths(algorithm.broadcast, layout.num_parameters, layout.size)
-    return algorithm.weights(clients, samples, split(broadcast[layout.size :], names))
+    return np.ceil(algorithm.weights(clients, samples, server) * _WEIGHT_GRID) / _WEIGHT_GRID
 
 
 def update_size(record: Algorithm, layout: Layout) -> int:

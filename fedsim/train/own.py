@@ -12,8 +12,9 @@ from fedsim.config import LocalConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.data.resident import ResidentSplit
 from fedsim.rng import torch_stream
-from fedsim.train.hooked import ClientMemory, HookedSlots, SerialGradient
+from fedsim.train.hooked import ClientMemory, HookedSlots
 from fedsim.train.plan import make_plan
+from fedsim.train.rows import SerialGradient
 from fedsim.train.step import is_stochastic
 from fedsim.vector import FlatModel
 

@@ -156,9 +156,6 @@ def test_clients_csv_has_the_clients_own_models_and_evaluating_them_changes_noth
     assert len(clients) == len(SIZES)
     assert np.isfinite(clients["loss"]).all()
     assert (clients["loss"] != clients["global_loss"]).any()
-    # on their training samples own models do better, but for a single step of a meta-learner and a mixture so young
-    if not case.startswith(("perfedavg", "apfl")):
-        assert np.average(clients["loss"], weights=SIZES) < np.average(clients["global_loss"], weights=SIZES)
     train(simulation, 1)
     unseen = build(case)
     train(unseen, 4)
