@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedsim.aggregate import weight_scale
-from fedsim.algorithms.base import Algorithm, Round, ServerState, Setup, lengths, split
+from fedsim.algorithms.base import Algorithm, Round, ServerState, Setup, lengths, split, weigh
 from fedsim.config import ScheduleConfig, ServerConfig
 from fedsim.memory import peak_memory_bytes
 from fedsim.sampling import Sampler
@@ -72,23 +72,29 @@ class Server:
             "peak_memory_bytes": peak_memory_bytes(self.vector.device),
         }
 
+    @property
+    def broadcast(self) -> Tensor:
+        """(P + Q + ...,) what clients see: the global model and the server's vectors."""
+        return self._broadcast(self.state)
+
+    def _broadcast(self, state: ServerState) -> Tensor:
+        seen = [v.reshape(-1).to(self.vector.dtype) for v in self._seen(state).values()]
+        return torch.cat([self.vector, *seen]) if seen else self.vector
+
     def _weight(self, clients: np.ndarray, state: ServerState) -> float:
         """Sum of the weights of those of the clients that have samples."""
         clients = clients[self.sizes[clients] > 0]
-        samples = self.sizes[clients].astype(np.float64)
-        weights = self.algorithm.weights
-        return float((samples if weights is None else weights(clients, samples, self._seen(state))).sum())
+        return float(weigh(self.algorithm, clients, self.sizes[clients], self._seen(state)).sum())
 
     def _seen(self, state: ServerState) -> ServerState:
         """The server's vectors that clients see."""
         return {name: state[name] for name in self.algorithm.broadcast}
 
     def _job(self, round: int, cohort: np.ndarray, state: ServerState, record: Algorithm) -> Job:
-        vectors = [self.vector, *(v.reshape(-1).to(self.vector.dtype) for v in self._seen(state).values())]
         return Job(
             round=round,
             cohort=cohort,
-            broadcast=torch.cat(vectors) if len(vectors) > 1 else self.vector,
+            broadcast=self._broadcast(state),
             scale=weight_scale(self._weight(cohort, state)),
             prelude=record is not self.algorithm,
         )

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -32,6 +33,7 @@ from fedsim.tracking.summary import summarise, versions
 from fedsim.train.base import Trainer
 from fedsim.train.calibrate import Auto, Choice
 from fedsim.train.footprint import Footprint, footprint, require
+from fedsim.train.own import own_models
 from fedsim.train.serial import SerialTrainer
 from fedsim.transport.inprocess import InProcess
 from fedsim.vector import FlatModel
@@ -101,7 +103,7 @@ class Simulation:
             # Numbers below 1e-38 become zero: they change no result, and a product with one takes 100 times as long.
             torch.set_flush_denormal(True)
         algorithm = algorithm or fedavg()
-        self.dataset, self.config, self.local, self.seed = dataset, server, local, seed
+        self.dataset, self.config, self.seed, self.algorithm, self.local = dataset, server, seed, algorithm, local
         module = _initialise(model, dataset, seed)
         self.model = FlatModel(pool_in_pairs(module) if where.type == "cpu" else module, where)
         factory = SerialTrainer if isinstance(trainer, Auto) else trainer
@@ -136,7 +138,7 @@ class Simulation:
                 transport.trainer = self.choice.trainer()(dataset, self.model, algorithm, local, seed=seed)
             torch.set_num_threads(self.choice.num_threads)
             self.model.load(self.server.vector)
-        self.transport, self.algorithm, self._factory = transport, algorithm, factory
+        self.transport, self._factory = transport, factory
         self._client_state = client_state
         self._limit()
         self.central = (
@@ -207,9 +209,11 @@ class Simulation:
         return {"test_loss": self.central.mean(losses, rows), "test_accuracy": self.central.mean(hits, rows)}
 
     def clients(self) -> pd.DataFrame:
-        """The global model on every client: client, split, samples, loss, accuracy.
+        """Every client: client, split, samples, loss, accuracy.
 
-        The split is the clients' test samples, else their validation samples, else their training samples.
+        The split is the clients' test samples, else their validation samples, else their training samples. The model is
+        the global one; with an algorithm whose clients have models of their own, loss and accuracy are those of each
+        client's own model, and global_loss and global_accuracy stand beside them.
         """
         for name in ("test", "validation", "train"):
             split = getattr(self.dataset, name)
@@ -221,9 +225,32 @@ class Simulation:
         if evaluated is None or evaluated[0] != self.server.round or evaluated[1].split is not split:
             evaluator = Evaluator(self.dataset, split, self.model)
             evaluated = (self.server.round, evaluator, *evaluator.per_sample(self.server.vector))
-        frame = evaluated[1].per_client(*evaluated[2:])
+        evaluator = evaluated[1]
+        frame = evaluator.per_client(*evaluated[2:])
         frame.insert(1, "split", name)
+        if self.algorithm.personalised:
+            frame = frame.rename(columns={"loss": "global_loss", "accuracy": "global_accuracy"})
+            own = evaluator.per_client(*self._own(evaluator))
+            frame["loss"], frame["accuracy"] = own["loss"], own["accuracy"]
         return frame
+
+    def _own(self, evaluator: Evaluator) -> tuple[np.ndarray, np.ndarray]:
+        """Loss and correctness of each sample of a split under its owner's own model, in the clients' order."""
+        split, server = evaluator.split, self.server
+        models = own_models(
+            self.dataset,
+            self.model,
+            self.algorithm,
+            self.trainer.memory,
+            self.local,
+            np.flatnonzero(split.sizes).tolist(),
+            broadcast=server.broadcast,
+            round=server.round,
+            seed=self.seed,
+        )
+        found = [evaluator.per_sample(vector.clone(), split.rows(client)) for client, vector in models]
+        losses, hits = zip(*found, strict=True)
+        return np.concatenate(losses), np.concatenate(hits)
 
     def checkpoint(self, config: dict[str, Any]) -> Checkpoint:
         """The state after the last finished round."""
@@ -356,6 +383,9 @@ def record(
         clients = simulation.clients()
         files.write_clients(clients)
         summary["clients"] = {"split": clients["split"].iloc[0], **spread(clients)}
+        if simulation.algorithm.personalised:
+            of_global = clients.assign(accuracy=clients["global_accuracy"])
+            summary["clients"] |= {f"global_{name}": value for name, value in spread(of_global).items()}
     files.write_model(simulation.model.state_dict(server.vector))
     files.write_summary(summary)
     return summary

@@ -133,6 +133,8 @@ def test_every_option_of_every_group_runs(fedsim, tmp_path, mnist_root, leaf_roo
         if name != "shakespeare":
             data.append(f"data.root={leaf_root}")
     arguments = [*data, *TINY, "local.num_steps=1", f"{group}={option}"]
+    if option in ("fedbn", "lg_fedavg"):  # they need more than one layer
+        arguments += ["model=convnet2", "model.hidden_size=16"]
     if group == "partition":
         arguments += PARTITIONS.get(option, ["partition.num_clients=5"])
     if option == "from_file":

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from fedsim.aggregate import PartialAverage
 from fedsim.client_state import ClientVectors
+from fedsim.train.hooked import ClientMemory
 from fedsim.train.plan import Plan
 
 
@@ -14,6 +15,8 @@ class Trainer(Protocol):
 
     num_slots: int
     expected_history: int  # a trial: lay out memory as if a client saw at least so many samples
+
+    memory: ClientMemory
 
     @property
     def clients(self) -> ClientVectors | None:

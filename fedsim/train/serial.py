@@ -16,9 +16,10 @@ from fedsim.config import LocalConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.data.resident import ResidentSplit
 from fedsim.rng import torch_stream
-from fedsim.train.hooked import ClientMemory, HookedSlots, SerialGradient
+from fedsim.train.hooked import ClientMemory, HookedSlots
 from fedsim.train.outcome import summarise
 from fedsim.train.plan import Plan
+from fedsim.train.rows import SerialGradient
 from fedsim.train.step import SerialStep, is_stochastic
 from fedsim.vector import FlatModel
 

@@ -17,9 +17,10 @@ from fedsim.data.resident import ResidentSplit
 from fedsim.rng import torch_stream
 from fedsim.train.batched import factorable
 from fedsim.train.gradient import SlotGradient
-from fedsim.train.hooked import BatchedGradient, ClientMemory, HookedSlots
+from fedsim.train.hooked import ClientMemory, HookedSlots
 from fedsim.train.outcome import summarise
 from fedsim.train.plan import Plan
+from fedsim.train.rows import BatchedGradient
 from fedsim.train.slots import SlotState
 from fedsim.train.step import is_stochastic
 from fedsim.vector import FlatModel
