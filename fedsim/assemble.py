@@ -1,25 +1,28 @@
 """Builds what a configuration describes, the same way on every node of a run."""
 
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
 
 from fedsim import __version__
 from fedsim.algorithms import Algorithm
 from fedsim.algorithms.base import lengths, update_size
 from fedsim.checkpoint import comparable
-from fedsim.config import Config
+from fedsim.config import Config, TransportConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.simulation import Simulation, build_trainer
+from fedsim.tracking.run_directory import read_trainer
 from fedsim.tracking.summary import config_hash
+from fedsim.train.calibrate import Auto, Choice
 from fedsim.transport.base import Transport
 from fedsim.transport.identity import Identity, layout_hash
-from fedsim.transport.inprocess import InProcess
 from fedsim.transport.join import SECRET, listen, read_secret, split_address
-from fedsim.transport.launch import Nodes, new_secret
+from fedsim.transport.launch import Nodes, new_secret, threads_each
 from fedsim.transport.place import Place, exchange_address
 from fedsim.transport.scheduler import Scheduler
 from fedsim.transport.star import Star
@@ -57,8 +60,17 @@ def build_simulation(
     if distributed:
         check_distributable(algorithm)
 
-    def star(own: InProcess, dataset: FederatedDataset, model: FlatModel) -> Transport:
-        return open_star(config, plain, place, directory, own, dataset, model, algorithm)
+    trainer = instantiate(config.trainer)
+    if distributed and place.role == "local" and "OMP_NUM_THREADS" not in os.environ:
+        # as many as each worker has, for clients may end up here
+        torch.set_num_threads(threads_each(num_started(config.transport)))
+    if isinstance(trainer, Auto) and config.checkpoint.resume is not None:
+        begun = read_trainer(Path(config.checkpoint.resume))
+        if begun is not None:
+            trainer = Choice(num_slots=begun["num_slots"], num_threads=begun["num_threads"], reason="as begun")
+
+    def star(simulation: Simulation) -> Transport:
+        return open_star(config, plain, place, directory, simulation)
 
     return Simulation(
         dataset,
@@ -69,7 +81,7 @@ def build_simulation(
         evaluate=config.evaluate,
         client_state=config.client_state,
         sampler=instantiate(config.sampler),
-        trainer=instantiate(config.trainer),
+        trainer=trainer,
         transport=star if distributed else None,
         seed=config.seed,
         device=config.device,
@@ -87,6 +99,11 @@ def check_distributable(algorithm: Algorithm) -> None:
             f"the clients of {algorithm.name} keep vectors from round to round, which do not travel between processes "
             "yet: use transport=inprocess"
         )
+
+
+def num_started(settings: TransportConfig) -> int:
+    """Workers that the configuration names."""
+    return (settings.num_workers or 0) + count_workers(read_tree(settings.tree))
 
 
 class Launched:
@@ -108,16 +125,13 @@ def open_star(
     plain: dict[str, Any],
     place: Place,
     directory: Path,
-    own: InProcess,
-    dataset: FederatedDataset,
-    model: FlatModel,
-    algorithm: Algorithm,
+    simulation: Simulation,
 ) -> Transport:
     """The server's transport: listens, and starts the nodes that the configuration asks for here."""
     settings = config.transport
     branches = read_tree(settings.tree)
     starts = place.role == "local"
-    wanted = (settings.num_workers or 0) + count_workers(branches)
+    wanted = num_started(settings)
     secret = read_secret(settings.secret_file)
     if secret is None and not starts:
         raise ValueError(NO_SECRET)
@@ -133,8 +147,8 @@ def open_star(
     star = Star(
         listen(place.address),
         secret=secret,
-        identity=identity_of(plain, dataset, model, algorithm),
-        own=own,
+        identity=identity_of(plain, simulation.dataset, simulation.model, simulation.algorithm, simulation.choice),
+        own=simulation.own,
         timeout=settings.timeout,
         join_seconds=settings.join_seconds,
         slow_factor=settings.slow_factor,
@@ -173,7 +187,13 @@ NO_SECRET = (
 )
 
 
-def identity_of(plain: dict[str, Any], dataset: FederatedDataset, model: FlatModel, algorithm: Algorithm) -> Identity:
+def identity_of(
+    plain: dict[str, Any],
+    dataset: FederatedDataset,
+    model: FlatModel,
+    algorithm: Algorithm,
+    choice: Choice | None = None,
+) -> Identity:
     """What all nodes of this run must agree on."""
     claims, layout = claims_of(plain), model.layout
     down = layout.size + sum(lengths(algorithm.broadcast, layout.num_parameters, layout.size).values())
@@ -187,6 +207,7 @@ def identity_of(plain: dict[str, Any], dataset: FederatedDataset, model: FlatMod
         layout=layout_hash(layout, model.vector.dtype),
         size=max(down, *up),
         num_clients=dataset.num_clients,
+        choice=None if choice is None else {"num_slots": choice.num_slots, "num_threads": choice.num_threads},
     )
 
 
@@ -241,13 +262,21 @@ def run_node(
         theirs, plain = resolve(identity.config)
         algorithm = instantiate(theirs.algorithm)
         check_distributable(algorithm)
+        trainer = instantiate(theirs.trainer)
+        if isinstance(trainer, Auto):
+            if identity.choice is None:
+                raise ValueError(
+                    "trainer=auto chooses at the server, which has another trainer: give it to this node too"
+                )
+            trainer = Choice(**identity.choice, reason="as the server chose")
+            note(f"the server chose {trainer}")
         dataset = build_dataset(theirs, note)
         model, own = build_trainer(
             dataset,
             instantiate(theirs.model),
             algorithm=algorithm,
             local=theirs.local,
-            trainer=instantiate(theirs.trainer),
+            trainer=trainer,
             seed=theirs.seed,
             device=_device(config.device, place.local_rank),
         )
@@ -260,8 +289,6 @@ def run_node(
 
 def _device(name: str, local_rank: int | None) -> str:
     """ "auto" is, for process `local_rank` of its machine, one of its GPUs."""
-    import torch
-
     if name == "auto" and local_rank is not None and torch.cuda.is_available():
         return f"cuda:{local_rank % torch.cuda.device_count()}"
     return name

@@ -67,6 +67,9 @@ class LocalConfig:
         batch_size: samples in a minibatch; the last one of a pass may be smaller and is kept. None: all of the
             client's samples in one.
         optimizer: "sgd", "adam", "adamw" or "adagrad".
+        straggler_share: probability that a client, in a round, gets through only a part of its steps: a number of
+            epochs that is uniform in 1 ... num_epochs - 1, or of steps in 1 ... num_steps - 1 (the partial work of
+            Li et al. 2020, "Federated Optimization in Heterogeneous Networks").
         learning_rate: eta.
         momentum: of SGD (dampening 0); 0 for none.
         nesterov: Nesterov's momentum, of SGD.
@@ -79,6 +82,7 @@ class LocalConfig:
     num_epochs: int = 1
     num_steps: int | None = None
     batch_size: int | None = 10
+    straggler_share: float = 0.0
     learning_rate: float = 0.1
     momentum: float = 0.0
     nesterov: bool = False
@@ -99,6 +103,10 @@ class LocalConfig:
             raise ValueError(f"local.learning_rate must not be negative, got {self.learning_rate}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"local.momentum must be in [0, 1), got {self.momentum}")
+        if not 0 <= self.straggler_share <= 1:
+            raise ValueError(f"local.straggler_share must be in [0, 1], got {self.straggler_share}")
+        if self.straggler_share and (self.num_epochs if self.num_steps is None else self.num_steps) < 2:
+            raise ValueError("local.straggler_share needs local.num_epochs or local.num_steps of at least 2")
         optimizers = ("sgd", "adam", "adamw", "adagrad")
         if self.optimizer not in optimizers:
             raise ValueError(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedsim.aggregate import weight_scale
-from fedsim.algorithms.base import Algorithm, Round, ServerState, Setup, lengths, split
+from fedsim.algorithms.base import Algorithm, Round, ServerState, Setup, lengths, split, weigh
 from fedsim.config import ScheduleConfig, ServerConfig
 from fedsim.memory import peak_memory_bytes
 from fedsim.sampling import Sampler
@@ -73,33 +73,45 @@ class Server:
             **{name: int(value) for name, value in sums.items() if name.startswith("bytes_")},  # of a transport
         }
 
+    @property
+    def broadcast(self) -> Tensor:
+        """(P + Q + ...,) what clients see: the global model and the server's vectors."""
+        return self._broadcast(self.state)
+
+    def _broadcast(self, state: ServerState) -> Tensor:
+        seen = [v.reshape(-1).to(self.vector.dtype) for v in self._seen(state).values()]
+        return torch.cat([self.vector, *seen]) if seen else self.vector
+
     def _weight(self, clients: np.ndarray, state: ServerState) -> float:
         """Sum of the weights of those of the clients that have samples."""
         clients = clients[self.sizes[clients] > 0]
-        samples = self.sizes[clients].astype(np.float64)
-        weights = self.algorithm.weights
-        return float((samples if weights is None else weights(clients, samples, self._seen(state))).sum())
+        return float(weigh(self.algorithm, clients, self.sizes[clients], self._seen(state)).sum())
 
     def _seen(self, state: ServerState) -> ServerState:
         """The server's vectors that clients see."""
         return {name: state[name] for name in self.algorithm.broadcast}
 
+    def _job(self, round: int, cohort: np.ndarray, state: ServerState, record: Algorithm) -> Job:
+        return Job(
+            round=round,
+            cohort=cohort,
+            sizes=self.sizes[cohort],
+            broadcast=self._broadcast(state),
+            scale=weight_scale(self._weight(cohort, state)),
+            prelude=record is not self.algorithm,
+        )
+
+    def next_job(self) -> Job:
+        """The job of the next round."""
+        cohort = self.sampler(self.seed, self.round + 1)
+        return self._job(self.round + 1, cohort, self.state, self.algorithm)
+
     def _step(
         self, round: int, cohort: np.ndarray, state: ServerState, record: Algorithm
     ) -> tuple[float, Metrics, ServerState]:
         """Train the cohort and let the server step: the mean update's norm, sums of metrics, and the new state."""
-        weight, seen = self._weight(cohort, state), self._seen(state)
-        job = Job(
-            round=round,
-            cohort=cohort,
-            sizes=self.sizes[cohort],
-            broadcast=torch.cat([self.vector, *(v.reshape(-1).to(self.vector.dtype) for v in seen.values())])
-            if seen
-            else self.vector,
-            scale=weight_scale(weight),
-            prelude=record is not self.algorithm,
-        )
-        partial = self.transport.run_round(job)
+        weight = self._weight(cohort, state)
+        partial = self.transport.run_round(self._job(round, cohort, state, record))
         mean, size = partial.take_mean(), len(self.vector)
         update_norm = torch.linalg.vector_norm(mean[: self.num_parameters]).item()
         if not math.isfinite(update_norm):

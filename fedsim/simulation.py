@@ -5,11 +5,13 @@ for metrics in simulation.rounds():
     print(metrics["round"], metrics["train_loss"])
 """
 
-import math
+import logging
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -20,17 +22,24 @@ from fedsim.client_state import ClientVectors
 from fedsim.config import CheckpointConfig, ClientStateConfig, EvaluateConfig, LocalConfig, ServerConfig, TrackingConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.evaluate import Evaluator, spread
+from fedsim.memory import free_memory_bytes
 from fedsim.pooling import pool_in_pairs
 from fedsim.rng import torch_stream
 from fedsim.sampling import Sampler, uniform
 from fedsim.server import Metrics, Server
 from fedsim.tracking.progress import Progress
-from fedsim.tracking.run_directory import RunDirectory, read_metrics
+from fedsim.tracking.run_directory import RunDirectory, read_metrics, read_trainer
 from fedsim.tracking.summary import summarise, versions
+from fedsim.train.base import Trainer
+from fedsim.train.calibrate import Auto, Choice
+from fedsim.train.footprint import Footprint, footprint, require
+from fedsim.train.own import own_models
 from fedsim.train.serial import SerialTrainer
 from fedsim.transport.base import Grouped, Transport
-from fedsim.transport.inprocess import InProcess, Trainer
+from fedsim.transport.inprocess import InProcess
 from fedsim.vector import FlatModel
+
+log = logging.getLogger("fedsim")
 
 ModelFactory = Callable[[tuple[int, ...], int], nn.Module]
 """(input shape without the batch, number of classes) -> module."""
@@ -62,8 +71,9 @@ class Simulation:
         evaluate: what is evaluated.
         client_state: memory for the vectors that clients keep.
         sampler: sampler(num_clients, clients_per_round) -> who trains in a round.
-        trainer: trainer(dataset, model, algorithm, local, seed=...) -> the trainer.
-        transport: (own trainer's transport, dataset, model) -> where rounds run; None: in this process.
+        trainer: trainer(dataset, model, algorithm, local, seed=...) -> the trainer, or `Auto`, which measures and
+            chooses one, or a `Choice` that was made before; the latter two also set PyTorch's number of threads.
+        transport: called with this simulation as soon as it can train here (`own`): where rounds run. None: here.
         seed: of everything that is drawn.
         device: "auto", "cpu", "cuda" or "cuda:N".
 
@@ -82,31 +92,25 @@ class Simulation:
         evaluate: EvaluateConfig = EvaluateConfig(),  # noqa: B008
         client_state: ClientStateConfig = ClientStateConfig(),  # noqa: B008
         sampler: Callable[[int, int | float], Sampler] = uniform,
-        trainer: Callable[..., Trainer] = SerialTrainer,
-        transport: Callable[[InProcess, FederatedDataset, FlatModel], Transport] | None = None,
+        trainer: Callable[..., Trainer] | Auto | Choice = Auto(),  # noqa: B008 (frozen)
+        transport: "Callable[[Simulation], Transport] | None" = None,
         seed: int = 0,
         device: str = "auto",
     ) -> None:
         algorithm = algorithm or fedavg()
-        self.dataset, self.config, self.seed = dataset, server, seed
-        self.model, own = build_trainer(
+        if server.group_rounds > 1 and (
+            algorithm.keeps or algorithm.broadcast or algorithm.sums or algorithm.prelude or algorithm.weights
+        ):
+            raise ValueError(
+                f"server.group_rounds={server.group_rounds} needs an algorithm whose clients send their update and "
+                f"nothing else; {algorithm.name} does more: set group_rounds=1"
+            )
+        self.dataset, self.config, self.seed, self.algorithm, self.local = dataset, server, seed, algorithm, local
+        self.choice = trainer if isinstance(trainer, Choice) else None
+        self.model, self.own = build_trainer(
             dataset, model, algorithm=algorithm, local=local, trainer=trainer, seed=seed, device=device
         )
-        self.trainer = own.trainer
-        kept = self.trainer.clients
-        self.client_states: dict[str, ClientVectors] = {} if kept is None else {kept.name: kept}
-        for state in self.client_states.values():
-            state.limit(int(client_state.ram_gib * 2**30), int(client_state.device_gib * 2**30))
-        self.transport: Transport = own if transport is None else transport(own, dataset, self.model)
-        if server.group_rounds > 1:
-            if algorithm.keeps or algorithm.broadcast or algorithm.sums or algorithm.prelude or algorithm.weights:
-                raise ValueError(
-                    f"server.group_rounds={server.group_rounds} needs an algorithm whose clients send their update and "
-                    f"nothing else; {algorithm.name} does more: set group_rounds=1"
-                )
-            self.transport = Grouped(
-                transport=self.transport, num_groups=server.num_groups, group_rounds=server.group_rounds
-            )
+        self._factory = _factory(trainer)
         self.server = Server(
             self.model.vector.clone(),
             self.model.num_parameters,
@@ -115,9 +119,27 @@ class Simulation:
             sampler=sampler(dataset.num_clients, server.clients_per_round),
             draw=lambda i: _draw(model, dataset, seed, i).to(self.model.device),
             schedule=server.schedule,
-            transport=self.transport,
+            transport=self.own,
             seed=seed,
         )
+        if isinstance(trainer, Auto):
+            job = self.server.next_job()
+            self.choice = trainer.choose(
+                dataset,
+                self.model,
+                algorithm,
+                local,
+                cohort=job.cohort,
+                broadcast=job.broadcast,
+                scale=job.scale,
+                num_rounds=server.num_rounds,
+            )
+            if self.choice.num_slots:
+                self.own.trainer = self._make_trainer()
+            torch.set_num_threads(self.choice.num_threads)
+            self.model.load(self.server.vector)
+        self._client_state = client_state
+        self._limit()
         self.central = (
             None
             if dataset.test is None or not dataset.test.num_samples
@@ -126,10 +148,64 @@ class Simulation:
         self.preview = None if self.central is None else self.central.draw(evaluate.max_samples, seed)
         # (round, split, losses, hits) of the last evaluation on whole splits
         self._evaluated: tuple[int, Evaluator, Any, Any] | None = None
+        self._alone = transport is None
+        self.transport: Transport = self.own if transport is None else transport(self)
+        if server.group_rounds > 1:
+            self.transport = Grouped(
+                transport=self.transport, num_groups=server.num_groups, group_rounds=server.group_rounds
+            )
+        self.server.transport = self.transport
 
     def close(self) -> None:
         """End the processes that the transport has started; a run in one process has none."""
         self.transport.close()
+
+    def footprint(self) -> Footprint:
+        """The memory that a round will take, from two trial steps; they leave no trace in the run."""
+        job, trainer = self.server.next_job(), self.trainer
+        if trainer.clients is not None:  # whose vectors a trial would change
+            trainer = self._make_trainer()
+            trainer.num_slots = self.trainer.num_slots
+        needed = footprint(trainer, self.dataset.train, job.cohort, self.local, job.broadcast, job.scale)
+        self.model.load(self.server.vector)
+        require(needed, free_memory_bytes(self.model.device), self.local)
+        return needed
+
+    @property
+    def trainer(self) -> Trainer:
+        """Trains in this process, whatever trains elsewhere."""
+        return self.own.trainer
+
+    @property
+    def client_states(self) -> dict[str, ClientVectors]:
+        """What clients keep, by name; part of a checkpoint."""
+        kept = self.trainer.clients
+        return {} if kept is None else {kept.name: kept}
+
+    def _limit(self) -> None:
+        for state in self.client_states.values():
+            state.limit(int(self._client_state.ram_gib * 2**30), int(self._client_state.device_gib * 2**30))
+
+    def _make_trainer(self) -> Trainer:
+        factory = self._factory if self.choice is None else self.choice.trainer()
+        return factory(self.dataset, self.model, self.algorithm, self.local, seed=self.seed)
+
+    def use(self, choice: Choice) -> None:
+        """Go on with the trainer that a run was begun with, whatever was measured now.
+
+        Raises:
+            ValueError: other processes have been told another choice.
+        """
+        if self.choice is not None and (choice.num_slots, choice.num_threads) != (
+            self.choice.num_slots,
+            self.choice.num_threads,
+        ):
+            if not self._alone:
+                raise ValueError("the run was begun with another trainer than its workers have: give it as trainer=")
+            self.choice = choice
+            self.own.trainer = self._make_trainer()
+            torch.set_num_threads(choice.num_threads)
+            self._limit()
 
     def rounds(self) -> Iterator[Metrics]:
         """Run to the last round, yielding each round's metrics."""
@@ -143,15 +219,18 @@ class Simulation:
         """
         if self.central is None:
             return {}
-        losses, hits = self.central.per_sample(self.server.vector, None if whole else self.preview)
+        rows = None if whole else self.preview
+        losses, hits = self.central.per_sample(self.server.vector, rows)
         if whole:
             self._evaluated = (self.server.round, self.central, losses, hits)
-        return {"test_loss": math.fsum(losses) / len(losses), "test_accuracy": math.fsum(hits) / len(hits)}
+        return {"test_loss": self.central.mean(losses, rows), "test_accuracy": self.central.mean(hits, rows)}
 
     def clients(self) -> pd.DataFrame:
-        """The global model on every client: client, split, samples, loss, accuracy.
+        """Every client: client, split, samples, loss, accuracy.
 
-        The split is the clients' test samples, else their validation samples, else their training samples.
+        The split is the clients' test samples, else their validation samples, else their training samples. The model is
+        the global one; with an algorithm whose clients have models of their own, loss and accuracy are those of each
+        client's own model, and global_loss and global_accuracy stand beside them.
         """
         for name in ("test", "validation", "train"):
             split = getattr(self.dataset, name)
@@ -163,9 +242,32 @@ class Simulation:
         if evaluated is None or evaluated[0] != self.server.round or evaluated[1].split is not split:
             evaluator = Evaluator(self.dataset, split, self.model)
             evaluated = (self.server.round, evaluator, *evaluator.per_sample(self.server.vector))
-        frame = evaluated[1].per_client(*evaluated[2:])
+        evaluator = evaluated[1]
+        frame = evaluator.per_client(*evaluated[2:])
         frame.insert(1, "split", name)
+        if self.algorithm.personalised:
+            frame = frame.rename(columns={"loss": "global_loss", "accuracy": "global_accuracy"})
+            own = evaluator.per_client(*self._own(evaluator))
+            frame["loss"], frame["accuracy"] = own["loss"], own["accuracy"]
         return frame
+
+    def _own(self, evaluator: Evaluator) -> tuple[np.ndarray, np.ndarray]:
+        """Loss and correctness of each sample of a split under its owner's own model, in the clients' order."""
+        split, server = evaluator.split, self.server
+        models = own_models(
+            self.dataset,
+            self.model,
+            self.algorithm,
+            self.trainer.memory,
+            self.local,
+            np.flatnonzero(split.sizes).tolist(),
+            broadcast=server.broadcast,
+            round=server.round,
+            seed=self.seed,
+        )
+        found = [evaluator.per_sample(vector.clone(), split.rows(client)) for client, vector in models]
+        losses, hits = zip(*found, strict=True)
+        return np.concatenate(losses), np.concatenate(hits)
 
     def checkpoint(self, config: dict[str, Any]) -> Checkpoint:
         """The state after the last finished round."""
@@ -205,11 +307,12 @@ def build_trainer(
     *,
     algorithm: Algorithm,
     local: LocalConfig,
-    trainer: Callable[..., Trainer],
+    trainer: Callable[..., Trainer] | Auto | Choice,
     seed: int,
     device: str,
 ) -> tuple[FlatModel, InProcess]:
-    """The model, and what trains it here: the same on every node of a run. Arguments as for `Simulation`.
+    """The model, and what trains it here: the same on every node of a run. Arguments as for `Simulation`; `Auto`
+    begins with a serial trainer.
 
     Raises:
         ValueError: no clients; no such device; a trainer that cannot train this.
@@ -224,8 +327,16 @@ def build_trainer(
         torch.set_flush_denormal(True)
     module = _initialise(model, dataset, seed)
     flat = FlatModel(pool_in_pairs(module) if where.type == "cpu" else module, where)
-    built = trainer(dataset, flat, algorithm, local, seed=seed)
+    if isinstance(trainer, Choice):
+        torch.set_num_threads(trainer.num_threads)
+    built = _factory(trainer)(dataset, flat, algorithm, local, seed=seed)
     return flat, InProcess(built, dataset.train, local, seed=seed)
+
+
+def _factory(trainer: Callable[..., Trainer] | Auto | Choice) -> Callable[..., Trainer]:
+    if isinstance(trainer, Auto):
+        return SerialTrainer
+    return trainer.trainer() if isinstance(trainer, Choice) else trainer
 
 
 def _initialise(model: nn.Module | ModelFactory, dataset: FederatedDataset, seed: int, draw: int = 0) -> nn.Module:
@@ -271,9 +382,15 @@ def record(
     for state in states.values() if checkpoint.every else ():
         state.locate(directory / "client_state")
     if checkpoint.resume is not None:
+        if (begun := read_trainer(directory)) is not None:
+            simulation.use(Choice(num_slots=begun["num_slots"], num_threads=begun["num_threads"], reason="as begun"))
         device = str(server.vector.device)
         simulation.restore(Checkpoint.load(directory, device), config)
+    needed = simulation.footprint()
+    log.info(f"a round is predicted to peak at {needed}")
     files = RunDirectory(directory, keep_rounds=server.round)
+    if simulation.choice is not None:
+        files.write_trainer({"num_slots": simulation.choice.num_slots, "num_threads": simulation.choice.num_threads})
     if config:
         files.write_config(config)
     saved = server.round
@@ -306,6 +423,10 @@ def record(
         "seed": simulation.seed,
         "device": str(server.vector.device),
         "trainer": type(simulation.trainer).__name__,
+        "num_slots": simulation.trainer.num_slots,
+        "num_threads": torch.get_num_threads(),
+        "predicted_peak_bytes": needed.peak,
+        "trainer_choice": None if simulation.choice is None else asdict(simulation.choice),
         "versions": versions(server.vector.device),
     }
     if states:
@@ -317,6 +438,9 @@ def record(
         clients = simulation.clients()
         files.write_clients(clients)
         summary["clients"] = {"split": clients["split"].iloc[0], **spread(clients)}
+        if simulation.algorithm.personalised:
+            of_global = clients.assign(accuracy=clients["global_accuracy"])
+            summary["clients"] |= {f"global_{name}": value for name, value in spread(of_global).items()}
     files.write_model(simulation.model.state_dict(server.vector))
     files.write_summary(summary)
     return summary

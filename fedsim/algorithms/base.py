@@ -14,7 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.config import LocalConfig
 from fedsim.vector import FlatModel, Layout
+
+_WEIGHT_GRID = float(1 << 20)
 
 ServerState = dict[str, Tensor]
 """Vectors that the server keeps from round to round, by name; they are part of a checkpoint."""
@@ -29,12 +32,13 @@ class Kept:
 
     Attributes:
         size: its length.
-        start: what a client that has not kept anything yet begins with: zeros, or the global model as it is in the
-            round in which the client trains first ("model"; then the size is "parameters", "model" or "personal").
+        start: what a client that has not kept anything yet begins with: this number everywhere, or the global model
+            as it is in the round in which the client trains first ("model"; then the size is "parameters", "model"
+            or "personal").
     """
 
     size: Size = "parameters"
-    start: Literal["zeros", "model"] = "zeros"
+    start: float | Literal["model"] = 0.0
 
 
 @dataclass(kw_only=True, eq=False)
@@ -54,7 +58,7 @@ class Clients:
         steps: (K, 1) local steps that each client takes in this round.
         taken: (K, 1) steps it has taken before this one.
         counts: (K, 1) samples in this step's minibatch.
-        learning_rate: the local one of this round.
+        local: the settings of local training in this round.
     """
 
     model: Tensor
@@ -69,9 +73,14 @@ class Clients:
     steps: Tensor
     taken: Tensor
     counts: Tensor
-    learning_rate: float
+    local: LocalConfig
     compute: Callable[[Tensor | str | None, tuple[int, int] | None], tuple[Tensor, Tensor]]
     move: Callable[[Tensor, str, Tensor | None, str, float | None], None]
+
+    @property
+    def learning_rate(self) -> float:
+        """The local one of this round, eta."""
+        return self.local.learning_rate
 
     def gradient(self, at: Tensor | str | None = None, part: tuple[int, int] | None = None) -> Tensor:
         """(K, P) a fresh tensor: the gradient of the minibatch's mean loss.
@@ -190,8 +199,12 @@ class Algorithm:
         broadcast: vectors of the server's state that clients see.
         personal: model -> (P + Q,) bool: the elements that stay with each client. They are kept as the vector
             "personal", which must be in `keeps`, replace the global ones when a client starts, and move no average.
-        weights: (clients (m,), samples (m,), broadcast vectors) -> (m,) float64 positive weights in the average;
-            None: the samples.
+        weights: (clients (m,), samples (m,), broadcast vectors) -> (m,) float64 positive weights in the average,
+            which are rounded up to a multiple of 2^-20; None: the samples.
+        own: a record whose `begin`, `step`, `finish` and `works` make a client's own model, for evaluation, from the
+            global one and what the client keeps; nothing of it is kept. None with `personal`: the kept elements in
+            the place of the global ones. None without it: clients have no model of their own.
+        own_steps: minibatches of training samples on which `own` takes a step; None: those of one pass.
         prelude: a record whose `begin`, `step`, `finish` and `sums` make a first pass over the same cohort's samples
             in each round, and whose `server_step` sees the result; it keeps and broadcasts what this record does.
         server_init: (vector, setup) -> the vectors that the server keeps.
@@ -209,6 +222,8 @@ class Algorithm:
     broadcast: Mapping[str, Size] = field(default_factory=dict)
     personal: Callable[[FlatModel], Tensor] | None = None
     weights: Callable[[np.ndarray, np.ndarray, Mapping[str, Tensor]], np.ndarray] | None = None
+    own: "Algorithm | None" = None
+    own_steps: int | None = 0
     prelude: "Algorithm | None" = None
     server_init: Callable[[Tensor, Setup], ServerState] = _server_init
     server_step: Callable[[Tensor, Tensor, ServerState, Round], ServerState] = _server_step
@@ -218,15 +233,25 @@ class Algorithm:
         """Whether clients do anything but plain local training."""
         return not (self.begin is None and self.step is None and self.finish is None and not self.keeps)
 
+    @property
+    def personalised(self) -> bool:
+        """Whether clients have models of their own."""
+        return self.own is not None or self.personal is not None
+
 
 def client_weights(
     algorithm: Algorithm, layout: Layout, clients: np.ndarray, samples: np.ndarray, broadcast: Tensor
 ) -> np.ndarray:
     """(m,) float64 weights of clients with these samples, given what the server broadcasts (P + Q + ...,)."""
+    names = lengths(algorithm.broadcast, layout.num_parameters, layout.size)
+    return weigh(algorithm, clients, samples, split(broadcast[layout.size :], names))
+
+
+def weigh(algorithm: Algorithm, clients: np.ndarray, samples: np.ndarray, server: Mapping[str, Tensor]) -> np.ndarray:
+    """(m,) float64 weights, in steps of 2^-20: their sums are exact, and so do not depend on the order of clients."""
     if algorithm.weights is None:
         return samples.astype(np.float64)
-    names = lengths(algorithm.broadcast, layout.num_parameters, layout.size)
-    return algorithm.weights(clients, samples, split(broadcast[layout.size :], names))
+    return np.ceil(algorithm.weights(clients, samples, server) * _WEIGHT_GRID) / _WEIGHT_GRID
 
 
 def update_size(record: Algorithm, layout: Layout) -> int:

@@ -6,86 +6,19 @@ come from, autograd or the batched step, it does not see.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from fedsim.aggregate import OnlineAverage
 from fedsim.algorithms.base import Algorithm, Clients, Kept, Size, lengths, split
 from fedsim.client_state import ClientVectors
 from fedsim.config import LocalConfig
-from fedsim.objective import cross_entropy
-from fedsim.train.gradient import SlotGradient, Slots
 from fedsim.train.optimizer import RowOptimizer
 from fedsim.train.plan import Plan
+from fedsim.train.rows import RowGradient
 from fedsim.vector import FlatModel
-
-
-class RowGradient(Protocol):
-    """Losses and gradients of n models."""
-
-    def __call__(self, rows: Tensor, x: Tensor, y: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(n, P + Q) models and the first counts (n,) of their samples x (n, B, ...), y (n, B, ...).
-
-        Returns:
-            (n,) sums of the losses, (n, P) gradients of the mean losses, (n, Q) the running statistics after it.
-        """
-        ...
-
-
-class SerialGradient:
-    """`RowGradient` of one model, by plain autograd."""
-
-    def __init__(self, model: FlatModel) -> None:
-        self.model = model
-
-    def __call__(self, rows: Tensor, x: Tensor, y: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        model, size = self.model, self.model.num_parameters
-        # `counts` is the host's here: nothing waits for a device
-        x, y = x[0, : int(counts[0])], y[0, : int(counts[0])]
-        with torch.enable_grad():
-            if rows.data_ptr() == model.vector.data_ptr():
-                losses, parameters = cross_entropy(model.module(x), y), model.parameters
-                buffers = model.vector[size:]
-            else:
-                views = model.layout.views(rows[0].detach())
-                parameters = [views[e.name].requires_grad_() for e in model.layout.parameters]
-                buffers = rows[0, size:].clone()  # the call moves them, and a gradient alone must not
-                moving = {e.name: buffers[e.start - size : e.stop - size].view(e.shape) for e in model.layout.buffers}
-                losses = cross_entropy(functional_call(model.module, {**views, **moving}, (x,)), y)
-            gradients = torch.autograd.grad(losses.mean(), parameters, allow_unused=True, materialize_grads=True)
-        flat = torch.cat([g.reshape(-1) for g in gradients])
-        return losses.detach().sum().view(1), flat.view(1, -1), buffers.view(1, -1)
-
-
-class BatchedGradient:
-    """`RowGradient` of many models in one call.
-
-    Args:
-        model: for the layout.
-        gradient: of n slots, nothing factored.
-    """
-
-    def __init__(self, model: FlatModel, gradient: SlotGradient) -> None:
-        self.layout, self.gradient = model.layout, gradient
-
-    def __call__(self, rows: Tensor, x: Tensor, y: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        n, layout = len(rows), self.layout
-        named = {e.name: rows[:, e.start : e.stop].view(n, *e.shape) for e in (*layout.parameters, *layout.buffers)}
-        parameters = {e.name: named[e.name] for e in layout.parameters}
-        buffers = {e.name: named[e.name] for e in layout.buffers}
-        ones = rows.new_ones((n, 1))
-        slots = Slots(
-            parameters=parameters, buffers=buffers, kept=ones[:, 0], coefficients=ones[:, 1:], inputs={}, gradients={}
-        )
-        found = self.gradient(slots, {}, x, y, counts)
-        flat = torch.cat([found.parameters[e.name].reshape(n, -1) for e in layout.parameters], dim=1)
-        moved = [found.buffers.get(e.name, named[e.name]).reshape(n, -1) for e in layout.buffers]
-        after = torch.cat(moved, dim=1) if moved else rows[:, layout.num_parameters :]
-        return found.loss_sums, flat, after
 
 
 def kept_lengths(keeps: dict[str, Kept], model: FlatModel, num_personal: int) -> dict[str, int]:
@@ -197,6 +130,8 @@ class HookedSlots:
                     first = {"parameters": self.broadcast[: self.size], "model": self.broadcast}.get(str(kept.size))
                     first = self.broadcast[personal] if first is None else first
                     found[name] = torch.where(known, found[name], first)
+                elif kept.start:
+                    found[name] = torch.where(known, found[name], kept.start)
                 self.kept[name][slots] = found[name]
             if personal is not None:
                 whole = self.rows[slots]
@@ -228,7 +163,7 @@ class HookedSlots:
             steps=self.steps[slots],
             taken=self.taken[slots],
             counts=self.samples[slots] if counts is None else counts,
-            learning_rate=self.local.learning_rate,
+            local=self.local,
             compute=refuse,
             move=refuse,  # pyright: ignore[reportArgumentType]
         )
@@ -291,6 +226,13 @@ class HookedSlots:
         if at.shape[-1] < self.width:
             models[:, self.size :] = self.rows[:n, self.size :]
         return models
+
+    def own(self) -> Tensor:
+        """(P + Q,) the model of the client in the only slot, when it has taken its steps: valid until the next."""
+        if self.record.finish is not None:
+            view = self._view(slice(0, 1), self.plan.clients[self.sitting])
+            self.record.finish(view, self.rows - self.broadcast)
+        return self.rows[0]
 
     def fold(self, slots: list[int], weights: list[float], average: OnlineAverage) -> Tensor:
         """Stream the updates of these slots into the average; returns their (len(slots),) squared norms."""

@@ -16,9 +16,10 @@ from fedsim.config import LocalConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.data.resident import ResidentSplit
 from fedsim.rng import torch_stream
-from fedsim.train.hooked import ClientMemory, HookedSlots, SerialGradient
+from fedsim.train.hooked import ClientMemory, HookedSlots
 from fedsim.train.outcome import summarise
 from fedsim.train.plan import Plan
+from fedsim.train.rows import SerialGradient
 from fedsim.train.step import SerialStep, is_stochastic
 from fedsim.vector import FlatModel
 
@@ -38,6 +39,7 @@ class SerialTrainer:
     """
 
     num_slots = 1
+    expected_history = 0
 
     def __init__(
         self,
@@ -58,6 +60,10 @@ class SerialTrainer:
     def clients(self) -> ClientVectors | None:
         """What the clients keep; None where the algorithm keeps nothing."""
         return self.memory.vectors
+
+    def history_bytes(self, steps: int, batch: int) -> int:
+        """Nothing is remembered."""
+        return 0
 
     def train(self, plan: Plan, broadcast: Tensor, scale: float) -> PartialAverage:
         """Train every client of the plan from `broadcast` (P + Q + ...,) and average the updates.

@@ -38,11 +38,8 @@ class Nodes:
         self, directory: Path, *, secret: bytes, settings: Sequence[str], device: str, num_workers: int
     ) -> None:
         self.directory, self.settings, self.device = directory, list(settings), device
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = max(1, cores // num_workers)
-        self.environment = {
-            "OMP_NUM_THREADS": str(threads), **os.environ, SECRET: secret.decode(), _MARK: "1"
-        }  # fmt: skip
+        threads = str(threads_each(num_workers))
+        self.environment = {"OMP_NUM_THREADS": threads, **os.environ, SECRET: secret.decode(), _MARK: "1"}
         for variable in ("RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID", "HYDRA_FULL_ERROR"):
             self.environment.pop(variable, None)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -123,6 +120,12 @@ class Nodes:
 def _quoted(path: Path) -> str:
     """A path as a value of Hydra's grammar."""
     return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def threads_each(num_workers: int) -> int:
+    """This machine's cores, shared among workers."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // num_workers)
 
 
 def new_secret() -> bytes:

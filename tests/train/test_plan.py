@@ -129,3 +129,27 @@ def test_slots_are_refilled_longest_first():
 def test_no_samples_at_all_is_refused():
     with pytest.raises(ValueError, match="round 4: no client of the cohort has a training sample"):
         make_plan(split_of([0, 5]), np.array([0]), LocalConfig(), seed=0, round=4)
+
+
+def test_stragglers_do_a_part_of_their_epochs_and_are_drawn_by_client_and_round():
+    split = Split(
+        inputs=torch.zeros(4000, 1), targets=torch.zeros(4000, dtype=torch.long), offsets=np.arange(0, 4001, 4)
+    )
+    local = LocalConfig(batch_size=4, num_epochs=5, straggler_share=0.3)
+
+    def epochs(cohort, round=1):
+        plan = make_plan(split, cohort, local, seed=1, round=round)
+        return dict(zip(plan.clients.tolist(), plan.steps.tolist(), strict=True))
+
+    everyone = epochs(np.arange(1000))
+    partial = [n for n in everyone.values() if n < 5]
+    assert 250 < len(partial) < 350  # 300 expected, standard deviation 14
+    # uniform over 1 ... 4: each expected 75 times, standard deviation 7.5
+    assert all(45 < partial.count(n) < 105 for n in (1, 2, 3, 4))
+    assert epochs(np.arange(100, 110)) == {c: everyone[c] for c in range(100, 110)}
+    assert epochs(np.arange(1000), round=2) != everyone
+
+
+def test_stragglers_need_something_to_leave_out():
+    with pytest.raises(ValueError, match=r"straggler_share needs local.num_epochs or local.num_steps of at least 2"):
+        LocalConfig(straggler_share=0.5)

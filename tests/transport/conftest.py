@@ -17,7 +17,6 @@ from fedsim.simulation import build_trainer
 from fedsim.train.serial import SerialTrainer
 from fedsim.transport.base import Transport
 from fedsim.transport.identity import Identity, layout_hash
-from fedsim.transport.inprocess import InProcess
 from fedsim.transport.join import listen
 from fedsim.transport.scheduler import Scheduler
 from fedsim.transport.star import Star
@@ -44,7 +43,13 @@ class Net:
     def simulation(self, transport=None, **server) -> Simulation:
         rounds = ServerConfig(**{"num_rounds": 4, "clients_per_round": 7, "evaluate_every": 0, **server})
         return Simulation(
-            self.make_dataset(SIZES), logistic, local=LOCAL, server=rounds, transport=transport, device="cpu"
+            self.make_dataset(SIZES),
+            logistic,
+            local=LOCAL,
+            server=rounds,
+            trainer=SerialTrainer,
+            transport=transport,
+            device="cpu",
         )
 
     def identity(self, dataset, model, **changes) -> Identity:
@@ -55,12 +60,12 @@ class Net:
         }  # fmt: skip
         return Identity(**{**about, **changes})
 
-    def star(self, own: InProcess, dataset, model) -> Transport:
+    def star(self, simulation: Simulation) -> Transport:
         star = Star(
             listen("127.0.0.1:0"),
             secret=SECRET,
-            identity=self.identity(dataset, model),
-            own=own,
+            identity=self.identity(simulation.dataset, simulation.model),
+            own=simulation.own,
             timeout=self.timeout,
             join_seconds=20,
             expected=lambda: self.expected,

@@ -14,7 +14,7 @@ import pytest
 
 import fedsim
 
-DEBUG = ["+experiment=debug", "data.num_clients=8", "server.num_rounds=40", "server.evaluate_every=0"]
+DEBUG = ["+experiment=debug", "data.num_clients=8", "server.num_rounds=40", "server.evaluate_every=0", "trainer=serial"]
 DISTRIBUTED = ["transport=torch_distributed", "transport.timeout=4", "transport.join_seconds=60"]
 SLACK = 60  # seconds more than the bound, for a busy machine
 PACKAGE = str(Path(fedsim.__file__).resolve().parents[1])

@@ -1,0 +1,84 @@
+"""Clients' own models, for evaluation: what each would use, made from the global model and from what it keeps."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.algorithms.base import Algorithm
+from fedsim.config import LocalConfig
+from fedsim.data.federated import FederatedDataset
+from fedsim.data.resident import ResidentSplit
+from fedsim.rng import torch_stream
+from fedsim.train.hooked import ClientMemory, HookedSlots
+from fedsim.train.plan import make_plan
+from fedsim.train.rows import SerialGradient
+from fedsim.train.step import is_stochastic
+from fedsim.vector import FlatModel
+
+
+def own_models(
+    dataset: FederatedDataset,
+    model: FlatModel,
+    algorithm: Algorithm,
+    memory: ClientMemory,
+    local: LocalConfig,
+    clients: Iterable[int],
+    *,
+    broadcast: Tensor,
+    round: int,
+    seed: int,
+) -> Iterator[tuple[int, Tensor]]:
+    """Each client with its own model (P + Q,), which is valid until the next one; nothing that is kept changes.
+
+    A client without training samples has nothing to learn from, and uses the global model with what it keeps.
+
+    Args:
+        dataset: steps are taken on its training samples.
+        model: the shared model, which is overwritten.
+        algorithm: `own`, `own_steps`.
+        memory: what the clients keep.
+        local: the batch size.
+        clients: whose.
+        broadcast: (P + Q + ...,) the global model and the server's vectors.
+        round: the last finished round.
+        seed: the run's seed, for the minibatches.
+    """
+    record = algorithm.own or Algorithm(name=algorithm.name)
+    data = ResidentSplit(dataset, dataset.train, model.device)
+    num_steps = algorithm.own_steps
+    local = replace(local.at(round + 1), num_steps=num_steps or None)
+    sizes, stochastic = dataset.train.sizes, is_stochastic(model.module)
+    for client in clients:
+        # the first minibatches of the next round; a client without samples borrows the plan of one that has some
+        planned = client if sizes[client] else int(sizes.argmax())
+        plan = make_plan(
+            dataset.train, np.array([planned]), local, seed=seed, round=round + 1, prelude=num_steps is None
+        )
+        plan = replace(plan, clients=np.array([client]))
+        slots = HookedSlots(
+            model,
+            record,
+            algorithm,
+            memory,
+            local,
+            SerialGradient(model),
+            rows=model.vector.view(1, -1),
+            broadcast=broadcast,
+            plan=plan,
+        )
+        slots.begin(slice(0, 1), np.array([0]))
+        if num_steps != 0 and sizes[client]:
+            model.module.train()
+            cuda = [model.device] if model.device.type == "cuda" else []
+            with torch.random.fork_rng(cuda, enabled=stochastic):
+                if stochastic:
+                    torch.manual_seed(torch_stream(seed, "dropout", plan.round, client).initial_seed())
+                for rows, count in zip(plan.rows[:, 0], plan.counts[:, 0].tolist(), strict=True):
+                    x, y = data.gather(data.rows(rows[:count]))
+                    slots.advance(1, x[None], y[None], torch.tensor([count]))
+            yield client, slots.own()
+        else:
+            yield client, model.vector
