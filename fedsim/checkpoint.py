@@ -1,11 +1,12 @@
 """Checkpoints: one safetensors file, written atomically, that continues a run bitwise. No pickle.
 
 Every random draw is a function of (seed, purpose, round, client), so the state of a run is the global vector, the
-algorithm's vectors and the number of the round; there is no generator to save.
+algorithm's vectors and the number of the round; there is no generator to save. The clients' vectors, which may be more
+than memory holds, stay in files of their own (`fedsim.client_state`); the checkpoint has the index of their rows.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,15 @@ FILE = "checkpoint.safetensors"
 _FORMAT = 1
 
 # A resumed run may differ in these: where things lie, how it reports, and how long it runs.
-_MAY_DIFFER = ("checkpoint", "tracking", "server.num_rounds", "data.root", "data.cache_dir", "data.download")
+_MAY_DIFFER = (
+    "checkpoint",
+    "tracking",
+    "server.num_rounds",
+    "data.root",
+    "data.cache_dir",
+    "data.download",
+    "client_state",
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,6 +41,7 @@ class Checkpoint:
         state: the algorithm's server vectors.
         config: the run's resolved configuration, as plain values.
         dataset: `FederatedDataset.fingerprint` of its data.
+        clients: `ClientState.snapshot` of each of the clients' vectors, by name.
     """
 
     round: int
@@ -39,6 +49,7 @@ class Checkpoint:
     state: dict[str, Tensor]
     config: dict[str, Any]
     dataset: str
+    clients: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     def save(self, directory: Path) -> None:
         """Write `directory/checkpoint.safetensors` in the place of the one before.
@@ -48,6 +59,8 @@ class Checkpoint:
         """
         about = {"format": _FORMAT, "round": self.round, "config": self.config, "dataset": self.dataset}
         tensors = {"vector": self.vector, **{f"state.{name}": t for name, t in self.state.items()}}
+        for name, index in self.clients.items():
+            tensors |= {f"clients.{name}.{part}": t for part, t in index.items()}
         tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         try:
             write_atomically(directory / FILE, lambda file: save_file(tensors, file, {"fedsim": json.dumps(about)}))
@@ -78,8 +91,18 @@ class Checkpoint:
         if about["format"] != _FORMAT:
             raise ValueError(f"{path} has checkpoint format {about['format']}, this version reads format {_FORMAT}")
         vector = tensors.pop("vector")
-        state = {name.removeprefix("state."): tensor for name, tensor in tensors.items()}
-        return cls(round=about["round"], vector=vector, state=state, config=about["config"], dataset=about["dataset"])
+        clients: dict[str, dict[str, Tensor]] = {}
+        for key in [key for key in tensors if key.startswith("clients.")]:
+            name, part = key.removeprefix("clients.").rsplit(".", 1)
+            clients.setdefault(name, {})[part] = tensors.pop(key)
+        return cls(
+            round=about["round"],
+            vector=vector,
+            state={name.removeprefix("state."): tensor for name, tensor in tensors.items()},
+            config=about["config"],
+            dataset=about["dataset"],
+            clients=clients,
+        )
 
     def check(self, config: dict[str, Any], dataset: str) -> None:
         """Refuse to continue another run.

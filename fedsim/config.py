@@ -111,6 +111,24 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClientStateConfig:
+    """Where the vectors lie that clients keep from round to round; what does not fit lies in a file.
+
+    Attributes:
+        ram_gib: budget in RAM of each of the clients' vectors, in GiB.
+        device_gib: the same on a GPU.
+    """
+
+    ram_gib: float = 1.0
+    device_gib: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("ram_gib", "device_gib"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"client_state.{name} must not be negative, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
     """What is shown while a run goes on.
 
@@ -143,6 +161,7 @@ class Config:
     local: LocalConfig = field(default_factory=LocalConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    client_state: ClientStateConfig = field(default_factory=ClientStateConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 

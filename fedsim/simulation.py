@@ -16,6 +16,7 @@ from torch import nn
 
 from fedsim.algorithms import Algorithm, fedavg
 from fedsim.checkpoint import Checkpoint
+from fedsim.client_state import ClientState
 from fedsim.config import CheckpointConfig, EvaluateConfig, LocalConfig, ServerConfig, TrackingConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.evaluate import Evaluator, spread
@@ -93,6 +94,7 @@ class Simulation:
         self.dataset, self.config, self.seed = dataset, server, seed
         module = _initialise(model, dataset, seed)
         self.model = FlatModel(pool_in_pairs(module) if where.type == "cpu" else module, where)
+        self.client_states: dict[str, ClientState] = {}
         self.trainer = trainer(dataset, self.model, algorithm, local, seed=seed)
         self.server = Server(
             self.model.vector.clone(),
@@ -157,7 +159,14 @@ class Simulation:
             state=server.state,
             config=config,
             dataset=self.dataset.fingerprint(),
+            clients={name: state.snapshot() for name, state in self.client_states.items()},
         )
+
+    def save(self, directory: Path, config: dict[str, Any]) -> None:
+        """Write the checkpoint of the last finished round into `directory`."""
+        self.checkpoint(config).save(directory)
+        for state in self.client_states.values():
+            state.confirm()
 
     def restore(self, checkpoint: Checkpoint, config: dict[str, Any]) -> None:
         """Continue from a checkpoint of the same run.
@@ -169,6 +178,8 @@ class Simulation:
         self.server.vector.copy_(checkpoint.vector)
         self.server.state = checkpoint.state
         self.server.round = checkpoint.round
+        for name, state in self.client_states.items():
+            state.restore(checkpoint.clients.get(name, {}))
 
 
 def _initialise(model: nn.Module | ModelFactory, dataset: FederatedDataset, seed: int) -> nn.Module:
@@ -203,6 +214,9 @@ def record(
     """
     config = config or {}
     server, num_rounds = simulation.server, simulation.config.num_rounds
+    states = simulation.client_states
+    for state in states.values() if checkpoint.every else ():
+        state.locate(directory / "client_state")
     if checkpoint.resume is not None:
         device = str(server.vector.device)
         simulation.restore(Checkpoint.load(directory, device), config)
@@ -217,13 +231,14 @@ def record(
                 progress.log(metrics)
                 if checkpoint.due(server.round, num_rounds):
                     files.sync()
-                    simulation.checkpoint(config).save(directory)
+                    simulation.save(directory, config)
                     saved = server.round
         except KeyboardInterrupt:
             logged = files.rows[-1]["round"] if files.rows else 0
-            if checkpoint.every and server.round > saved and server.round == logged:
+            # clients of the round that was stopped may have written their vectors: the last checkpoint then stands
+            if checkpoint.every and server.round > saved and server.round == logged and not states:
                 files.sync()
-                simulation.checkpoint(config).save(directory)
+                simulation.save(directory, config)
             raise
     summary = {
         **(about or {}),
@@ -239,6 +254,11 @@ def record(
         "trainer": type(simulation.trainer).__name__,
         "versions": versions(server.vector.device),
     }
+    if states:
+        summary["client_state"] = {
+            name: {"clients": len(state), "row_bytes": state.row_bytes, "file_bytes": state.file_bytes}
+            for name, state in states.items()
+        }
     if evaluate.clients:
         clients = simulation.clients()
         files.write_clients(clients)
