@@ -41,7 +41,7 @@ class Checkpoint:
         state: the algorithm's server vectors.
         config: the run's resolved configuration, as plain values.
         dataset: `FederatedDataset.fingerprint` of its data.
-        clients: `ClientState.snapshot` of each of the clients' vectors, by name.
+        clients: `ClientVectors.snapshot` of each of the clients' vectors, by name.
     """
 
     round: int

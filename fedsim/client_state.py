@@ -1,11 +1,12 @@
-"""Client state: one vector for each client that lasts from round to round, in tiers under a budget of bytes.
+"""ClientVectors: one vector for each client that lasts from round to round, in tiers under a budget of bytes.
 
 A row lies on the GPU, in RAM, or in a file: a row that is written enters the uppermost tier, and the least recently
 used ones move down to make room. A client that was never written takes no space anywhere and reads as the initial
 row, so the control variates of a hundred thousand clients cost what the sampled ones cost.
 
-The file is also where a checkpoint keeps the rows (`fedsim.row_file`): it writes those that changed since the last one
-and a small index, never all rows.
+A round's rows become lasting together, when it has ended well (`commit`), or not at all (`rollback`). The file is also
+where a checkpoint keeps the rows (`fedsim.row_file`): it writes those that changed since the last one and a small
+index, never all rows.
 """
 
 import itertools
@@ -25,14 +26,13 @@ from fedsim.row_file import RESERVE_BYTES, RowFile, existing_folder, readable
 _CHUNK_BYTES = 1 << 26
 
 
-class ClientState:
+class ClientVectors:
     """A persistent vector of `size` elements for each client.
 
     Not for several threads at once.
 
     Args:
         size: elements of a row.
-        num_clients: C; clients are 0 ... C - 1.
         name: of the vector, for the file and for errors.
         dtype: of the rows.
         device: where rows are read to.
@@ -47,7 +47,6 @@ class ClientState:
         self,
         size: int,
         *,
-        num_clients: int,
         name: str = "state",
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
@@ -58,33 +57,41 @@ class ClientState:
     ) -> None:
         if initial is not None and initial.shape != (size,):
             raise ValueError(f"client state {name!r}: the initial row must have {size} elements, got {initial.shape}")
-        self.size, self.num_clients, self.name, self.dtype = size, num_clients, name, dtype
+        self.size, self.name, self.dtype = size, name, dtype
         self.device, self.directory = torch.device(device), directory
         self.initial = None if initial is None else initial.to(self.device, dtype, copy=True)
         self.row_bytes = size * dtype.itemsize
+        self.file: RowFile | None = None
+        self.pending: set[int] = set()  # clients with an uncommitted row, which is kept under the key ~client
+        self.limit(ram_bytes, device_bytes)
+
+    def limit(self, ram_bytes: int, device_bytes: int = 0) -> None:
+        """Set the budgets, before anything is written."""
         budgets = [(torch.device("cpu"), ram_bytes)]
         if self.device.type != "cpu":
             budgets.insert(0, (self.device, device_bytes))
-        pools = [_Pool(min(num_clients, b // self.row_bytes), size, dtype, where) for where, b in budgets]
+        pools = [_Pool(budget // self.row_bytes, self.size, self.dtype, where) for where, budget in budgets]
         self.pools = [pool for pool in pools if pool.capacity]
-        self.file: RowFile | None = None
 
     def __len__(self) -> int:
         """Clients that were ever written."""
-        return len(self._members())
+        return len(self.written)
 
     @property
     def written(self) -> np.ndarray:
         """(n,) int64: the clients that were ever written, sorted."""
-        return np.array(sorted(self._members()), np.int64)
+        keys = set().union(*(pool.slots for pool in self.pools), self.file.places if self.file else ())
+        return np.array(sorted({max(key, ~key) for key in keys}), np.int64)
 
     @property
     def file_bytes(self) -> int:
         """Length of the file."""
         return 0 if self.file is None else self.file.num_rows * self.row_bytes
 
-    def _members(self) -> set[int]:
-        return set().union(*(pool.slots for pool in self.pools), self.file.places if self.file else ())
+    def known(self, clients: np.ndarray) -> np.ndarray:
+        """(m,) bool: which of the clients (m,) were ever written."""
+        tiers = [pool.slots for pool in self.pools] + ([self.file.places] if self.file else [])
+        return np.array([any(key in tier for tier in tiers) for key in self._keys(clients)], bool)
 
     def locate(self, directory: Path) -> None:
         """Let the file be made in `directory` from now on; rows that lie in a file already move there."""
@@ -97,19 +104,19 @@ class ClientState:
     def read(self, clients: np.ndarray) -> Tensor:
         """(m, size): the rows of the clients (m,) int64, in a new tensor on `device`. Moves nothing between tiers."""
         rows = torch.empty((len(clients), self.size), dtype=self.dtype, device=self.device)
-        missing = list(enumerate(self._checked(clients)))
+        missing = list(enumerate(self._keys(clients)))
         for pool in self.pools:
-            found = [(i, c) for i, c in missing if c in pool.slots]
-            missing = [(i, c) for i, c in missing if c not in pool.slots]
-            pool.touch([c for _, c in found])
+            found = [(i, key) for i, key in missing if key in pool.slots]
+            missing = [(i, key) for i, key in missing if key not in pool.slots]
+            pool.touch([key for _, key in found])
             for part in self._chunks(found):
-                rows[torch.tensor([i for i, _ in part])] = pool.get([c for _, c in part]).to(self.device)
-        for i, client in missing:
-            if self.file is not None and client in self.file.places:
+                rows[torch.tensor([i for i, _ in part])] = pool.get([key for _, key in part]).to(self.device)
+        for i, key in missing:
+            if self.file is not None and key in self.file.places:
                 if self.device.type == "cpu":
-                    self.file.read(client, rows[i])
+                    self.file.read(key, rows[i])
                 else:
-                    rows[i] = self.file.read(client, torch.empty(self.size, dtype=self.dtype))
+                    rows[i] = self.file.read(key, torch.empty(self.size, dtype=self.dtype))
             elif self.initial is None:
                 rows[i] = 0
             else:
@@ -119,10 +126,14 @@ class ClientState:
     def write(self, clients: np.ndarray, rows: Tensor) -> None:
         """Keep a copy of rows (m, size), on any device, for the distinct clients (m,) int64.
 
+        `read` sees them at once; `commit` makes them last.
+
         Raises:
             OSError: the rows no longer fit the budgets, and the disk is full.
         """
-        ids = self._checked(clients)
+        ids = clients.tolist()
+        if min(ids, default=0) < 0:
+            raise ValueError(f"client state {self.name!r}: a client is numbered {min(ids)}; numbers begin at 0")
         if len(set(ids)) < len(ids):
             raise ValueError(f"client state {self.name!r}: a client is written twice in one call")
         if rows.shape != (len(ids), self.size):
@@ -130,28 +141,50 @@ class ClientState:
                 f"client state {self.name!r}: {len(ids)} clients need rows of shape ({len(ids)}, {self.size}), "
                 f"got {tuple(rows.shape)}"
             )
-        for (
-            client
-        ) in ids:  # a client's row is in one tier; only the file may have it beside, unchanged since a snapshot
-            for pool in self.pools:
-                pool.drop(client)
-            if self.file is not None:
-                self.file.drop(client)
+        for client in self.pending.intersection(ids):
+            self._drop(~client)
+        self.pending.update(ids)
         rows = rows.detach()
         for part in self._chunks(range(len(ids))):
-            self._put(0, [ids[i] for i in part], rows[part[0] : part[-1] + 1])
+            self._put(0, [~ids[i] for i in part], rows[part[0] : part[-1] + 1])
 
-    def _put(self, level: int, clients: list[int], rows: Tensor) -> None:
-        """Place rows in a tier, the least recently used ones moving down to make room."""
+    def commit(self) -> None:
+        """Let what was written since the last commit last: the round has ended well."""
+        for client in self.pending:
+            self._drop(client)
+            for pool in self.pools:
+                if ~client in pool.slots:
+                    pool.slots[client] = pool.slots.pop(~client)
+            if self.file is not None and ~client in self.file.places:
+                self.file.places[client] = self.file.places.pop(~client)
+        self.pending.clear()
+
+    def rollback(self) -> None:
+        """Forget what was written since the last commit: the round has failed."""
+        for client in self.pending:
+            self._drop(~client)
+        self.pending.clear()
+
+    def _drop(self, key: int) -> None:
+        for pool in self.pools:
+            pool.drop(key)
+        if self.file is not None:
+            self.file.drop(key)
+
+    def _put(self, level: int, keys: list[int], rows: Tensor) -> None:
+        """Place rows in a tier, the least recently used ones moving down to make room.
+
+        A row is in one tier. Only the file may have it beside: since a snapshot, and as long as it does not change.
+        """
         if level == len(self.pools):
             file = self._opened()
-            for client, row in zip(clients, rows.to("cpu", self.dtype), strict=True):
-                if client not in file.places:  # else the file has this version already
-                    file.write(client, row)
+            for key, row in zip(keys, rows.to("cpu", self.dtype), strict=True):
+                if key not in file.places:
+                    file.write(key, row)
             return
         pool = self.pools[level]
-        for start in range(0, len(clients), pool.capacity):
-            part = clients[start : start + pool.capacity]
+        for start in range(0, len(keys), pool.capacity):
+            part = keys[start : start + pool.capacity]
             for victims in self._chunks(pool.crowded(len(part))):
                 self._put(level + 1, victims, pool.get(victims))
                 for victim in victims:
@@ -167,6 +200,7 @@ class ClientState:
         Raises:
             OSError: the disk is full; the checkpoint before is still whole.
         """
+        assert not self.pending, "a snapshot is taken between rounds"
         if self.directory is None and len(self):
             raise ValueError(
                 f"client state {self.name!r} has no directory, so no checkpoint can keep it; use fedsim.record, or "
@@ -195,6 +229,7 @@ class ClientState:
         """
         for pool in self.pools:
             pool.clear()
+        self.pending.clear()
         self.file = None
         if index:
             assert self.directory is not None, "a state that was saved has a directory"
@@ -228,10 +263,9 @@ class ClientState:
             self.file = RowFile(self.row_bytes, self.name, self.directory)
         return self.file
 
-    def _checked(self, clients: np.ndarray) -> list[int]:
-        if len(clients) and (clients.min() < 0 or clients.max() >= self.num_clients):
-            raise ValueError(f"client state {self.name!r}: clients must be in 0 ... {self.num_clients - 1}")
-        return clients.tolist()
+    def _keys(self, clients: np.ndarray) -> list[int]:
+        """Under which key the newest row of each client is kept."""
+        return [~client if client in self.pending else client for client in clients.tolist()]
 
     def _chunks(self, items: Sequence[Any]) -> Iterator[list[Any]]:
         step = max(1, _CHUNK_BYTES // self.row_bytes)
@@ -251,28 +285,30 @@ class _Pool:
         self.free: list[int] = []
         self.rows: Tensor | None = None
 
-    def get(self, clients: list[int]) -> Tensor:
+    def get(self, keys: list[int]) -> Tensor:
         """A copy of their rows."""
         assert self.rows is not None
-        return self.rows[torch.tensor([self.slots[c] for c in clients], device=self.device)]
+        return self.rows[torch.tensor([self.slots[key] for key in keys], device=self.device)]
 
-    def touch(self, clients: list[int]) -> None:
+    def touch(self, keys: list[int]) -> None:
         """They are used now."""
-        for client in clients:
-            self.slots.move_to_end(client)
+        for key in keys:
+            self.slots.move_to_end(key)
 
     def crowded(self, num_rows: int) -> list[int]:
         """Whose rows must leave before so many others enter: the least recently used ones."""
         return list(itertools.islice(self.slots, max(0, len(self.slots) + num_rows - self.capacity)))
 
-    def put(self, clients: list[int], rows: Tensor) -> None:
+    def put(self, keys: list[int], rows: Tensor) -> None:
         if self.rows is None:  # a CPU gives memory to a page when it is first touched
             self.rows = torch.empty((self.capacity, self.size), dtype=self.dtype, device=self.device)
-        for client in clients:
-            self.slots[client] = self.free.pop() if self.free else len(self.slots)
-        self.rows[torch.tensor([self.slots[c] for c in clients], device=self.device)] = rows.to(self.device, self.dtype)
+        for key in keys:
+            self.slots[key] = self.free.pop() if self.free else len(self.slots)
+        self.rows[torch.tensor([self.slots[key] for key in keys], device=self.device)] = rows.to(
+            self.device, self.dtype
+        )
 
-    def drop(self, client: int) -> None:
-        slot = self.slots.pop(client, None)
+    def drop(self, key: int) -> None:
+        slot = self.slots.pop(key, None)
         if slot is not None:
             self.free.append(slot)

@@ -115,7 +115,7 @@ class ClientStateConfig:
     """Where the vectors lie that clients keep from round to round; what does not fit lies in a file.
 
     Attributes:
-        ram_gib: budget in RAM of each of the clients' vectors, in GiB.
+        ram_gib: budget in RAM, in GiB.
         device_gib: the same on a GPU.
     """
 

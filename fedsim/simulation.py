@@ -16,8 +16,8 @@ from torch import nn
 
 from fedsim.algorithms import Algorithm, fedavg
 from fedsim.checkpoint import Checkpoint
-from fedsim.client_state import ClientState
-from fedsim.config import CheckpointConfig, EvaluateConfig, LocalConfig, ServerConfig, TrackingConfig
+from fedsim.client_state import ClientVectors
+from fedsim.config import CheckpointConfig, ClientStateConfig, EvaluateConfig, LocalConfig, ServerConfig, TrackingConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.evaluate import Evaluator, spread
 from fedsim.pooling import pool_in_pairs
@@ -59,6 +59,7 @@ class Simulation:
         local: what a client does.
         server: rounds, cohort size, how often to evaluate.
         evaluate: what is evaluated.
+        client_state: memory for the vectors that clients keep.
         sampler: sampler(num_clients, clients_per_round) -> who trains in a round.
         trainer: trainer(dataset, model, algorithm, local, seed=...) -> the trainer.
         seed: of everything that is drawn.
@@ -77,6 +78,7 @@ class Simulation:
         local: LocalConfig = LocalConfig(),  # noqa: B008 (frozen)
         server: ServerConfig = ServerConfig(),  # noqa: B008
         evaluate: EvaluateConfig = EvaluateConfig(),  # noqa: B008
+        client_state: ClientStateConfig = ClientStateConfig(),  # noqa: B008
         sampler: Callable[[int, int | float], Sampler] = uniform,
         trainer: Callable[..., Trainer] = SerialTrainer,
         seed: int = 0,
@@ -94,8 +96,10 @@ class Simulation:
         self.dataset, self.config, self.seed = dataset, server, seed
         module = _initialise(model, dataset, seed)
         self.model = FlatModel(pool_in_pairs(module) if where.type == "cpu" else module, where)
-        self.client_states: dict[str, ClientState] = {}
         self.trainer = trainer(dataset, self.model, algorithm, local, seed=seed)
+        self.client_states: dict[str, ClientVectors] = {}
+        for state in self.client_states.values():
+            state.limit(int(client_state.ram_gib * 2**30), int(client_state.device_gib * 2**30))
         self.server = Server(
             self.model.vector.clone(),
             self.model.num_parameters,
@@ -235,8 +239,9 @@ def record(
                     saved = server.round
         except KeyboardInterrupt:
             logged = files.rows[-1]["round"] if files.rows else 0
-            # clients of the round that was stopped may have written their vectors: the last checkpoint then stands
-            if checkpoint.every and server.round > saved and server.round == logged and not states:
+            if checkpoint.every and server.round > saved and server.round == logged:
+                for state in states.values():
+                    state.rollback()
                 files.sync()
                 simulation.save(directory, config)
             raise
