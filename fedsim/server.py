@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from fedsim.aggregate import weight_scale
 from fedsim.algorithms.base import Algorithm
+from fedsim.clock import Clock
 from fedsim.config import ServerConfig
 from fedsim.memory import peak_memory_bytes
 from fedsim.sampling import Sampler
@@ -27,6 +29,7 @@ class Server:
         sizes: (C,) training samples of each client.
         algorithm, sampler, transport: what to do, with whom, and where.
         seed: of the run.
+        clock: who reports in time; None: everybody, and nobody looks at the time.
     """
 
     def __init__(
@@ -39,9 +42,11 @@ class Server:
         sampler: Sampler,
         transport: Transport,
         seed: int,
+        clock: Clock | None = None,
     ) -> None:
         self.vector, self.num_parameters, self.sizes, self.seed = vector, num_parameters, sizes, seed
         self.algorithm, self.sampler, self.transport = algorithm, sampler, transport
+        self.clock = clock
         self.state = algorithm.server_init(vector)
         self.round = 0
 
@@ -50,6 +55,8 @@ class Server:
         begin = time.perf_counter()
         round = self.round + 1
         cohort = self.sampler(self.seed, round)
+        outcome = None if self.clock is None else self.clock.round(round, cohort)
+        cohort = cohort if outcome is None else outcome.reported
         weight = float(self.sizes[cohort].sum())
         if weight == 0:
             raise ValueError(f"round {round}: no client of the cohort has a training sample; sample more clients")
@@ -61,6 +68,10 @@ class Server:
             raise ValueError(f"round {round}: the mean update is not finite; lower local.learning_rate")
         self.state = self.algorithm.server_step(self.vector, mean, self.state)
         self.round = round
+        timing: Metrics = {}
+        if self.clock is not None and outcome is not None:
+            self.clock.seconds += outcome.seconds
+            timing = self.clock.metrics(outcome)
         sums = partial.metrics
         return {
             "round": round,
@@ -68,17 +79,27 @@ class Server:
             "update_norm": update_norm,
             "clients": int(sums["clients"]),
             "samples": int(sums["samples"]),
+            **timing,
             "seconds": time.perf_counter() - begin,
             "peak_memory_bytes": peak_memory_bytes(self.vector.device),
         }
 
-    def rounds(self, config: ServerConfig, evaluate: Callable[[bool], Metrics]) -> Iterator[Metrics]:
-        """Run to the last round; yields each round's metrics, with `evaluate(last)` in the rounds that are due."""
-        while self.round < config.num_rounds:
-            metrics = self.run_round()
-            last = self.round == config.num_rounds
-            if last or (config.evaluate_every and self.round % config.evaluate_every == 0):
-                begin = time.perf_counter()
-                metrics |= evaluate(last)
-                metrics["evaluate_seconds"] = time.perf_counter() - begin
-            yield metrics
+
+class HasRounds(Protocol):
+    """A server: synchronous or not."""
+
+    round: int
+
+    def run_round(self) -> Metrics: ...
+
+
+def rounds(server: HasRounds, config: ServerConfig, evaluate: Callable[[bool], Metrics]) -> Iterator[Metrics]:
+    """Run to the last round; yields each round's metrics, with `evaluate(last)` in the rounds that are due."""
+    while server.round < config.num_rounds:
+        metrics = server.run_round()
+        last = server.round == config.num_rounds
+        if last or (config.evaluate_every and server.round % config.evaluate_every == 0):
+            begin = time.perf_counter()
+            metrics |= evaluate(last)
+            metrics["evaluate_seconds"] = time.perf_counter() - begin
+        yield metrics

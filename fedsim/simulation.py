@@ -6,7 +6,7 @@ for metrics in simulation.rounds():
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,19 @@ import torch
 from torch import nn
 
 from fedsim.algorithms import Algorithm, fedavg
+from fedsim.async_server import AsyncServer
 from fedsim.checkpoint import Checkpoint
 from fedsim.client_state import ClientVectors
+from fedsim.clock import clients_asked, make_clock
 from fedsim.config import CheckpointConfig, ClientStateConfig, EvaluateConfig, LocalConfig, ServerConfig, TrackingConfig
 from fedsim.data.federated import FederatedDataset
+from fedsim.devices import Devices
 from fedsim.evaluate import Evaluator, spread
+from fedsim.events import make_queue
 from fedsim.pooling import pool_in_pairs
 from fedsim.rng import torch_stream
 from fedsim.sampling import Sampler, uniform
-from fedsim.server import Metrics, Server
+from fedsim.server import Metrics, Server, rounds
 from fedsim.tracking.progress import Progress
 from fedsim.tracking.run_directory import RunDirectory, read_metrics
 from fedsim.tracking.summary import summarise, versions
@@ -59,6 +63,7 @@ class Simulation:
         local: what a client does.
         server: rounds, cohort size, how often to evaluate.
         evaluate: what is evaluated.
+        devices: devices(num_clients, client_ids, seed) -> the clients' devices; None: everybody reports at once.
         client_state: memory for the vectors that clients keep.
         sampler: sampler(num_clients, clients_per_round) -> who trains in a round.
         trainer: trainer(dataset, model, algorithm, local, seed=...) -> the trainer.
@@ -80,6 +85,7 @@ class Simulation:
         evaluate: EvaluateConfig = EvaluateConfig(),  # noqa: B008
         client_state: ClientStateConfig = ClientStateConfig(),  # noqa: B008
         sampler: Callable[[int, int | float], Sampler] = uniform,
+        devices: Callable[[int, Sequence[str], int], Devices] | None = None,
         trainer: Callable[..., Trainer] = SerialTrainer,
         seed: int = 0,
         device: str = "auto",
@@ -98,17 +104,36 @@ class Simulation:
         self.model = FlatModel(pool_in_pairs(module) if where.type == "cpu" else module, where)
         self.trainer = trainer(dataset, self.model, algorithm, local, seed=seed)
         self.client_states: dict[str, ClientVectors] = {}
+        transport = InProcess(self.trainer, dataset.train, local, seed=seed)
+        made = None if devices is None else devices(dataset.num_clients, dataset.client_ids, seed)
+        nbytes = self.model.vector.nbytes
+        if algorithm.asynchronous is None:
+            self.server = Server(
+                self.model.vector.clone(),
+                self.model.num_parameters,
+                dataset.train.sizes,
+                algorithm=algorithm,
+                sampler=sampler(dataset.num_clients, clients_asked(server, dataset.num_clients)),
+                transport=transport,
+                seed=seed,
+                clock=make_clock(made, dataset.train.sizes, local, server, download_bytes=nbytes, upload_bytes=nbytes),
+            )
+        else:
+            if getattr(sampler, "func", sampler) is not uniform:
+                raise ValueError(f"algorithm={algorithm.name} draws clients as places fall free: set sampler=uniform")
+            self.server = AsyncServer(
+                self.model.vector.clone(),
+                self.model.num_parameters,
+                dataset.train.sizes,
+                algorithm=algorithm,
+                queue=make_queue(
+                    made, dataset.train.sizes, local, server, download_bytes=nbytes, upload_bytes=nbytes, seed=seed
+                ),
+                transport=transport,
+            )
+            self.client_states["versions"] = self.server.versions
         for state in self.client_states.values():
             state.limit(int(client_state.ram_gib * 2**30), int(client_state.device_gib * 2**30))
-        self.server = Server(
-            self.model.vector.clone(),
-            self.model.num_parameters,
-            dataset.train.sizes,
-            algorithm=algorithm,
-            sampler=sampler(dataset.num_clients, server.clients_per_round),
-            transport=InProcess(self.trainer, dataset.train, local, seed=seed),
-            seed=seed,
-        )
         self.central = (
             None
             if dataset.test is None or not dataset.test.num_samples
@@ -120,7 +145,7 @@ class Simulation:
 
     def rounds(self) -> Iterator[Metrics]:
         """Run to the last round, yielding each round's metrics."""
-        return self.server.rounds(self.config, lambda last: self.evaluate(whole=last))
+        return rounds(self.server, self.config, lambda last: self.evaluate(whole=last))
 
     def evaluate(self, *, whole: bool = True) -> Metrics:
         """test_loss and test_accuracy of the global model; {} without a test set.
@@ -164,6 +189,7 @@ class Simulation:
             config=config,
             dataset=self.dataset.fingerprint(),
             clients={name: state.snapshot() for name, state in self.client_states.items()},
+            clock={} if server.clock is None else server.clock.state_dict(),
         )
 
     def save(self, directory: Path, config: dict[str, Any]) -> None:
@@ -184,6 +210,8 @@ class Simulation:
         self.server.round = checkpoint.round
         for name, state in self.client_states.items():
             state.restore(checkpoint.clients.get(name, {}))
+        if self.server.clock is not None:
+            self.server.clock.load_state_dict(checkpoint.clock)
 
 
 def _initialise(model: nn.Module | ModelFactory, dataset: FederatedDataset, seed: int) -> nn.Module:

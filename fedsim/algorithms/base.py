@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fedsim.algorithms.asynchronous import Asynchronous
+
 ServerState = dict[str, Tensor]
 """Vectors that the server keeps from round to round, by name; they are part of a checkpoint."""
 
@@ -34,9 +36,11 @@ class Algorithm:
         server_init: vector -> the vectors that the server keeps.
         server_step: (vector, mean, state) -> state. Moves the global `vector` (P + Q,) in place by the mean
             update (P + Q,) float64 of the round.
+        asynchronous: when an asynchronous server steps; None: in rounds, when the whole cohort has trained.
     """
 
     name: str
     gradient: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
     server_init: Callable[[Tensor], ServerState] = _server_init
     server_step: Callable[[Tensor, Tensor, ServerState], ServerState] = _server_step
+    asynchronous: Asynchronous | None = None
