@@ -49,15 +49,20 @@ def test_experiment_runs(fedsim, mnist_root, name):
 
 GROUPS = sorted(
     (path.parent.name, path.stem)
-    for group in ("algorithm", "model", "partition", "trainer", "sampler", "local")
+    for group in ("algorithm", "model", "partition", "trainer", "sampler", "local", "devices")
     for path in (CONF / group).glob("*.yaml")
 )
 
 
 @pytest.mark.parametrize(("group", "option"), GROUPS)
-def test_every_option_of_every_group_runs(fedsim, group, option):
+def test_every_option_of_every_group_runs(fedsim, tmp_path, group, option):
     arguments = ["+experiment=debug", "data.num_clients=6", *TINY, "local.num_steps=1", f"{group}={option}"]
     if group == "partition" and option != "natural":
         arguments.append("partition.num_clients=5")
+    if option in ("fedasync", "fedbuff"):
+        arguments += ["devices=equal", *(["algorithm.buffer_size=2"] if option == "fedbuff" else [])]
+    if (group, option) == ("devices", "trace"):
+        (tmp_path / "trace.csv").write_text("samples_per_second,download,upload\n10,1e6,1e5\n20,1e6,1e5\n")
+        arguments.append(f"devices.path={tmp_path / 'trace.csv'}")
     done = fedsim(*arguments)
     assert done.code == 0, done.err
