@@ -2,14 +2,16 @@
 
 import math
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedsim.aggregate import weight_scale
-from fedsim.algorithms.base import Algorithm
+from fedsim.algorithms.base import Algorithm, Round, Setup
 from fedsim.client_state import ClientVectors
+from fedsim.config import ScheduleConfig
 from fedsim.events import Queue
 from fedsim.memory import peak_memory_bytes
 from fedsim.transport.base import Job, Transport
@@ -29,6 +31,8 @@ class AsyncServer:
         algorithm: with `asynchronous`.
         queue: who arrives when.
         transport: where clients train.
+        draw: i -> (P + Q,) another initial model, for an algorithm that has several.
+        schedule: of the server's learning rate: a factor on the mean that it steps along.
     """
 
     def __init__(
@@ -40,9 +44,15 @@ class AsyncServer:
         algorithm: Algorithm,
         queue: Queue,
         transport: Transport,
+        draw: Callable[[int], Tensor],
+        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008 (frozen)
     ) -> None:
         assert algorithm.asynchronous is not None
-        self.how = algorithm.asynchronous
+        self.how, self.schedule = algorithm.asynchronous, schedule
+        if algorithm.keeps or algorithm.sums or algorithm.broadcast or algorithm.prelude:
+            raise ValueError(
+                f"algorithm={algorithm.name} exchanges more than models and updates, which asynchronous runs do not do"
+            )
         able = int((queue.work > 0).sum())
         if self.how.buffer_size > able:
             raise ValueError(
@@ -52,7 +62,7 @@ class AsyncServer:
         self.vector, self.num_parameters, self.sizes = vector, num_parameters, sizes
         self.algorithm, self.clock, self.transport = algorithm, queue, transport
         self.versions = ClientVectors(len(vector), name="versions", dtype=vector.dtype, device=vector.device)
-        self.state = algorithm.server_init(vector)
+        self.state = algorithm.server_init(vector, Setup(num_parameters=num_parameters, sizes=sizes, draw=draw))
         self.round = 0
 
     def run_round(self) -> dict[str, float]:
@@ -60,7 +70,8 @@ class AsyncServer:
         begin = time.perf_counter()
         version, queue = self.round, self.clock.copy()
         sent = queue.run(self.how.buffer_size, version)
-        mean, sums = self._train(queue.arrived, version)
+        weight = self._weight(np.array([client for client, _ in queue.arrived]))
+        mean, sums = self._train(queue.arrived, version, weight)
         update_norm = torch.linalg.vector_norm(mean[: self.num_parameters]).item()
         if not math.isfinite(update_norm):
             raise ValueError(f"round {version + 1}: the mean update is not finite; lower local.learning_rate")
@@ -71,7 +82,16 @@ class AsyncServer:
         if version in needed:
             self.versions.write(np.array([version]), self.vector[None])
         self.versions.commit()
-        self.state = self.algorithm.server_step(self.vector, mean, self.state)
+        around = Round(
+            number=version + 1,
+            num_parameters=self.num_parameters,
+            sums={},
+            train_loss=sums["loss_sum"] / sums["samples"],
+            weight=weight,
+            total=lambda: self._weight(np.arange(len(self.sizes))),
+        )
+        mean[: self.num_parameters] *= self.schedule.at(version + 1)
+        self.state = self.algorithm.server_step(self.vector, mean, self.state, around)
         self.round, self.clock = version + 1, queue
         return {
             "round": self.round,
@@ -87,9 +107,15 @@ class AsyncServer:
             "peak_memory_bytes": peak_memory_bytes(self.vector.device),
         }
 
-    def _train(self, arrived: list[tuple[int, int]], version: int) -> tuple[Tensor, dict[str, float]]:
+    def _weight(self, clients: np.ndarray) -> float:
+        """Sum of the weights of those of the clients that have samples."""
+        clients = clients[self.sizes[clients] > 0]
+        samples = self.sizes[clients].astype(np.float64)
+        weights = self.algorithm.weights
+        return float((samples if weights is None else weights(clients, samples, {})).sum())
+
+    def _train(self, arrived: list[tuple[int, int]], version: int, weight: float) -> tuple[Tensor, dict[str, float]]:
         """The float64 (P + Q,) by which the model is to move, and sums of the clients' metrics."""
-        weight = float(self.sizes[[client for client, _ in arrived]].sum())
         mean = torch.zeros_like(self.vector, dtype=torch.float64)
         sums: dict[str, float] = {}
         for old in sorted({started_from for _, started_from in arrived}):

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from fedsim.aggregate import weight_scale
-from fedsim.algorithms.base import Algorithm
+from fedsim.algorithms.base import Algorithm, Round, ServerState, Setup, lengths, split
 from fedsim.clock import Clock
-from fedsim.config import ServerConfig
+from fedsim.config import ScheduleConfig, ServerConfig
 from fedsim.memory import peak_memory_bytes
 from fedsim.sampling import Sampler
 from fedsim.transport.base import Job, Transport
@@ -28,6 +28,8 @@ class Server:
         num_parameters: P.
         sizes: (C,) training samples of each client.
         algorithm, sampler, transport: what to do, with whom, and where.
+        draw: i -> (P + Q,) another initial model, for an algorithm that has several.
+        schedule: of the server's learning rate.
         seed: of the run.
         clock: who reports in time; None: everybody, and nobody looks at the time.
     """
@@ -41,13 +43,15 @@ class Server:
         algorithm: Algorithm,
         sampler: Sampler,
         transport: Transport,
+        draw: Callable[[int], Tensor],
+        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008 (frozen)
         seed: int,
         clock: Clock | None = None,
     ) -> None:
         self.vector, self.num_parameters, self.sizes, self.seed = vector, num_parameters, sizes, seed
         self.algorithm, self.sampler, self.transport = algorithm, sampler, transport
-        self.clock = clock
-        self.state = algorithm.server_init(vector)
+        self.schedule, self.clock = schedule, clock
+        self.state = algorithm.server_init(vector, Setup(num_parameters=num_parameters, sizes=sizes, draw=draw))
         self.round = 0
 
     def run_round(self) -> Metrics:
@@ -57,22 +61,17 @@ class Server:
         cohort = self.sampler(self.seed, round)
         outcome = None if self.clock is None else self.clock.round(round, cohort)
         cohort = cohort if outcome is None else outcome.reported
-        weight = float(self.sizes[cohort].sum())
-        if weight == 0:
+        if not self.sizes[cohort].any():
             raise ValueError(f"round {round}: no client of the cohort has a training sample; sample more clients")
-        job = Job(round=round, cohort=cohort, broadcast=self.vector, scale=weight_scale(weight))
-        partial = self.transport.run_round(job)
-        mean = partial.mean
-        update_norm = torch.linalg.vector_norm(mean[: self.num_parameters]).item()
-        if not math.isfinite(update_norm):
-            raise ValueError(f"round {round}: the mean update is not finite; lower local.learning_rate")
-        self.state = self.algorithm.server_step(self.vector, mean, self.state)
+        state = self.state
+        if self.algorithm.prelude is not None:
+            _, _, state = self._step(round, cohort, state, self.algorithm.prelude)
+        update_norm, sums, self.state = self._step(round, cohort, state, self.algorithm)
         self.round = round
         timing: Metrics = {}
         if self.clock is not None and outcome is not None:
             self.clock.seconds += outcome.seconds
             timing = self.clock.metrics(outcome)
-        sums = partial.metrics
         return {
             "round": round,
             "train_loss": sums["loss_sum"] / sums["samples"],
@@ -83,6 +82,52 @@ class Server:
             "seconds": time.perf_counter() - begin,
             "peak_memory_bytes": peak_memory_bytes(self.vector.device),
         }
+
+    def _weight(self, clients: np.ndarray, state: ServerState) -> float:
+        """Sum of the weights of those of the clients that have samples."""
+        clients = clients[self.sizes[clients] > 0]
+        samples = self.sizes[clients].astype(np.float64)
+        weights = self.algorithm.weights
+        return float((samples if weights is None else weights(clients, samples, self._seen(state))).sum())
+
+    def _seen(self, state: ServerState) -> ServerState:
+        """The server's vectors that clients see."""
+        return {name: state[name] for name in self.algorithm.broadcast}
+
+    def _step(
+        self, round: int, cohort: np.ndarray, state: ServerState, record: Algorithm
+    ) -> tuple[float, Metrics, ServerState]:
+        """Train the cohort and let the server step: the mean update's norm, sums of metrics, and the new state."""
+        weight, seen = self._weight(cohort, state), self._seen(state)
+        job = Job(
+            round=round,
+            cohort=cohort,
+            broadcast=torch.cat([self.vector, *(v.reshape(-1).to(self.vector.dtype) for v in seen.values())])
+            if seen
+            else self.vector,
+            scale=weight_scale(weight),
+            prelude=record is not self.algorithm,
+        )
+        partial = self.transport.run_round(job)
+        mean, size = partial.mean, len(self.vector)
+        update_norm = torch.linalg.vector_norm(mean[: self.num_parameters]).item()
+        if not math.isfinite(update_norm):
+            raise ValueError(f"round {round}: the mean update is not finite; lower local.learning_rate")
+        around = Round(
+            number=round,
+            num_parameters=self.num_parameters,
+            sums=split(mean[size:], lengths(record.sums, self.num_parameters, size)),
+            train_loss=partial.metrics["loss_sum"] / partial.metrics["samples"],
+            weight=weight,
+            total=lambda: self._weight(np.arange(len(self.sizes)), state),
+        )
+        factor = self.schedule.at(round)
+        before = None if factor == 1.0 else self.vector[: self.num_parameters].clone()
+        state = record.server_step(self.vector, mean[:size], state, around)
+        if before is not None:
+            parameters = self.vector[: self.num_parameters]
+            parameters.copy_(torch.lerp(before, parameters, factor))
+        return update_norm, partial.metrics, state
 
 
 class HasRounds(Protocol):

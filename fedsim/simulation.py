@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from fedsim.algorithms import Algorithm, fedavg
+from fedsim.algorithms.traffic import traffic
 from fedsim.async_server import AsyncServer
 from fedsim.checkpoint import Checkpoint
 from fedsim.client_state import ClientVectors
@@ -103,10 +104,12 @@ class Simulation:
         module = _initialise(model, dataset, seed)
         self.model = FlatModel(pool_in_pairs(module) if where.type == "cpu" else module, where)
         self.trainer = trainer(dataset, self.model, algorithm, local, seed=seed)
-        self.client_states: dict[str, ClientVectors] = {}
+        kept = self.trainer.clients
+        self.client_states: dict[str, ClientVectors] = {} if kept is None else {kept.name: kept}
         transport = InProcess(self.trainer, dataset.train, local, seed=seed)
         made = None if devices is None else devices(dataset.num_clients, dataset.client_ids, seed)
-        nbytes = self.model.vector.nbytes
+        down, up = traffic(algorithm, self.model)
+        begin = {"draw": lambda i: _draw(model, dataset, seed, i).to(where), "schedule": server.schedule}
         if algorithm.asynchronous is None:
             self.server = Server(
                 self.model.vector.clone(),
@@ -116,7 +119,8 @@ class Simulation:
                 sampler=sampler(dataset.num_clients, clients_asked(server, dataset.num_clients)),
                 transport=transport,
                 seed=seed,
-                clock=make_clock(made, dataset.train.sizes, local, server, download_bytes=nbytes, upload_bytes=nbytes),
+                clock=make_clock(made, dataset.train.sizes, local, server, download_bytes=down, upload_bytes=up),
+                **begin,
             )
         else:
             if getattr(sampler, "func", sampler) is not uniform:
@@ -127,9 +131,10 @@ class Simulation:
                 dataset.train.sizes,
                 algorithm=algorithm,
                 queue=make_queue(
-                    made, dataset.train.sizes, local, server, download_bytes=nbytes, upload_bytes=nbytes, seed=seed
+                    made, dataset.train.sizes, local, server, download_bytes=down, upload_bytes=up, seed=seed
                 ),
                 transport=transport,
+                **begin,
             )
             self.client_states["versions"] = self.server.versions
         for state in self.client_states.values():
@@ -214,12 +219,19 @@ class Simulation:
             self.server.clock.load_state_dict(checkpoint.clock)
 
 
-def _initialise(model: nn.Module | ModelFactory, dataset: FederatedDataset, seed: int) -> nn.Module:
+def _initialise(model: nn.Module | ModelFactory, dataset: FederatedDataset, seed: int, draw: int = 0) -> nn.Module:
     if isinstance(model, nn.Module):
         return model
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(torch_stream(seed, "initialise").initial_seed())
+        torch.manual_seed(torch_stream(seed, "initialise", draw).initial_seed())
         return model(dataset.input_shape, dataset.num_classes)
+
+
+def _draw(model: nn.Module | ModelFactory, dataset: FederatedDataset, seed: int, draw: int) -> torch.Tensor:
+    """(P + Q,) one more initial model, drawn as the first one (number 0) was."""
+    if isinstance(model, nn.Module):
+        raise ValueError("this algorithm draws several initial models: give a model factory, not a module")
+    return FlatModel(_initialise(model, dataset, seed, draw)).vector
 
 
 def record(

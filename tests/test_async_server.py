@@ -18,8 +18,8 @@ from torch import Tensor
 
 import fedsim as package
 from fedsim.aggregate import OnlineAverage
-from fedsim.algorithms import fedasync, fedavg, fedbuff
-from fedsim.config import CheckpointConfig, LocalConfig, ServerConfig
+from fedsim.algorithms import fedasync, fedavg, fedbuff, fedprox
+from fedsim.config import CheckpointConfig, LocalConfig, ScheduleConfig, ServerConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.devices import Devices, drawn
 from fedsim.models import logistic
@@ -48,9 +48,9 @@ def uneven(num_clients: int, client_ids, seed: int) -> Devices:
 def simulation(dataset, algorithm, *, clients_per_round: int, devices=None, rounds: int = 1, **settings) -> Simulation:
     devices = devices or partial(drawn, samples_per_second=1.0)
     server = ServerConfig(num_rounds=rounds, clients_per_round=clients_per_round, evaluate_every=0)
-    settings = {"local": LOCAL, "device": "cpu", **settings}
+    settings = {"local": LOCAL, "device": "cpu", "server": server, **settings}
     model = settings.pop("model", logistic if dataset.train.inputs.dtype == torch.float32 else float64)
-    return Simulation(dataset, model, algorithm=algorithm, server=server, devices=devices, **settings)
+    return Simulation(dataset, model, algorithm=algorithm, devices=devices, **settings)
 
 
 def trained(start: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -125,19 +125,20 @@ def test_fedasync_equals_the_textbook_loop(make_dataset, trainer, staleness):
 
 
 @pytest.mark.parametrize("trainer", TRAINERS, ids=["serial", "vectorized"])
-@pytest.mark.parametrize("buffer_size", [1, 2, 3, 5])
-def test_fedbuff_equals_the_textbook_loop(make_dataset, trainer, buffer_size):
-    """w <- w + eta sum of n_i (1 + s_i)^-1/2 (w_i - start_i) / sum of n_i."""
+@pytest.mark.parametrize(("buffer_size", "weighted"), [(1, True), (2, True), (3, True), (3, False), (5, True)])
+def test_fedbuff_equals_the_textbook_loop(make_dataset, trainer, buffer_size, weighted):
+    """w <- w + eta sum of n_i (1 + s_i)^-1/2 (w_i - start_i) / sum of n_i; not weighted, n_i = 1."""
     dataset, seen = in_float64(make_dataset(SIZES)), []
 
     def step(vector, buffer, version):
+        buffer = [(size if weighted else 1, *rest) for size, *rest in buffer]
         total = sum(size for size, *_ in buffer)
         seen.append([version - old for _, old, _, _ in buffer])
         for size, old, start, local in buffer:
             vector = vector + 0.8 * size / total * (1 + version - old) ** -0.5 * (local - start)
         return vector
 
-    algorithm = fedbuff(buffer_size, server_learning_rate=0.8)
+    algorithm = fedbuff(buffer_size, server_learning_rate=0.8, weighted=weighted)
     run = simulation(dataset, algorithm, clients_per_round=5, devices=uneven, trainer=trainer)
     expected, seconds = textbook(dataset, run.server.vector.clone(), step, buffer_size=buffer_size, num_steps=10)
     metrics = [run.server.run_round() for _ in range(10)]
@@ -173,6 +174,24 @@ def test_one_client_at_a_time_is_never_stale_and_fedasync_without_mixing_is_feda
     rounds = simulation(make_dataset(SIZES), fedavg(), **settings)
     for one, other in zip(vectors(mixed, 5), vectors(rounds, 5), strict=True):
         assert torch.equal(one, other)
+
+
+def test_fedasync_keeps_clients_near_where_they_started(make_dataset):
+    """One client at a time, wholly taken over: that is FedProx with one client a round."""
+    settings = {"clients_per_round": 1, "local": LocalConfig(batch_size=5)}
+    near = simulation(make_dataset(SIZES), fedasync(1.0, proximal_weight=0.5), **settings)
+    rounds = simulation(make_dataset(SIZES), fedprox(0.5), **settings)
+    free = simulation(make_dataset(SIZES), fedasync(1.0), **settings)
+    assert torch.equal(vectors(near, 3)[-1], (expected := vectors(rounds, 3)[-1]))
+    assert not torch.allclose(vectors(free, 3)[-1], expected)
+
+
+def test_the_servers_learning_rate_follows_its_schedule(make_dataset):
+    settings = {"clients_per_round": 3, "devices": partial(drawn, latency=0.5)}
+    halved = {"server": ServerConfig(clients_per_round=3, schedule=ScheduleConfig(kind="step", factor=0.5, every=1))}
+    buffered = simulation(make_dataset(SIZES), fedbuff(3), **settings, **halved)
+    rounds = simulation(make_dataset(SIZES), fedavg(), **settings, **halved)
+    torch.testing.assert_close(vectors(buffered, 4)[-1], vectors(rounds, 4)[-1])
 
 
 class Alone:
@@ -241,6 +260,10 @@ def test_a_client_that_is_not_finite_is_named(make_dataset):
         (
             {"algorithm": fedasync(), "clients_per_round": 3, "sampler": lambda n, m: None},
             "algorithm=fedasync draws clients as places fall free: set sampler=uniform",
+        ),
+        (
+            {"algorithm": replace(fedbuff(2), name="mine", prelude=fedavg()), "clients_per_round": 3},
+            "algorithm=mine exchanges more than models and updates",
         ),
         ({"algorithm": fedbuff(2), "clients_per_round": 6}, "there are 5 clients: choose 1 to 5"),
     ],

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from fedsim.aggregate import OnlineAverage
-from fedsim.algorithms.base import Algorithm
 from fedsim.config import LocalConfig
-from fedsim.train.gradient import Gradients, Slots
+from fedsim.train.gradient import Gradients, SlotGradient, Slots
 from fedsim.train.step import Tensors, clip_, sgd_
 from fedsim.vector import FlatModel
 
@@ -31,10 +30,11 @@ class SlotState:
     Args:
         model: for its layout.
         factored: names of the factored linear layers, with (out, in).
+        gradient: of n slots.
         num_slots: K.
         num_steps: steps of the longest client; its history must fit.
         batch: B.
-        algorithm, local: the rule of a step.
+        local: the rule of a step.
         broadcast: (P + Q,) where every client starts.
     """
 
@@ -42,15 +42,15 @@ class SlotState:
         self,
         model: FlatModel,
         factored: dict[str, tuple[int, int]],
+        gradient: SlotGradient,
         *,
         num_slots: int,
         num_steps: int,
         batch: int,
-        algorithm: Algorithm,
         local: LocalConfig,
         broadcast: Tensor,
     ) -> None:
-        self.algorithm, self.local, self.broadcast, self.batch = algorithm, local, broadcast, batch
+        self.gradient, self.local, self.batch = gradient, local, batch
         weights = {f"{name}.weight" if name else "weight" for name in factored}
         views = model.layout.views(broadcast)
         self.bases = {name: views[f"{name}.weight" if name else "weight"] for name in factored}
@@ -83,8 +83,8 @@ class SlotState:
         self.taken = np.zeros(num_slots, np.int64)  # steps that the slot's client has taken
         self.touched = 0  # steps of history that have been written by any slot
 
-    def begin(self, slots: Tensor | slice) -> None:
-        """New clients start in these slots: the global model, no momentum, no history."""
+    def begin(self, slots: Tensor | slice, arriving: np.ndarray) -> None:
+        """New clients start in these slots: the global model, no momentum, no history; who they are changes nothing."""
         self.rows[slots] = self.start
         if self.momentum is not None:
             self.momentum[slots] = 0.0
@@ -113,6 +113,16 @@ class SlotState:
             gradients={name: h[:n].flatten(1, 2)[:, :rows] for name, h in self.gradients.items()},
         )
 
+    def advance(self, n: int, x: Tensor, y: Tensor, counts: Tensor) -> Tensor:
+        """One step of the first n slots on minibatches x (n, B, ...), y (n, B, ...), of which counts (n,) count.
+
+        Returns:
+            (n,) sums of the losses before the step.
+        """
+        found = self.gradient(self.arguments(n), self.bases, x, y, counts)
+        self.step(n, found)
+        return found.loss_sums
+
     def step(self, n: int, found: Gradients) -> None:
         """Move the first n slots along their gradients."""
         local = self.local
@@ -122,17 +132,11 @@ class SlotState:
         parameters: list[Tensor] = []
         gradients: list[Tensor] = []
         momenta: list[Tensor] | None = None if not local.momentum else []
-        if self.algorithm.gradient is None:
-            for c in self.parameter_columns:
-                parameters.append(self.rows[:n, c.start : c.stop])
-                gradients.append(found.parameters[c.name].reshape(n, -1))
-                if momenta is not None and self.momentum is not None:
-                    momenta.append(self.momentum[:n, c.start : c.stop])
-        else:
-            whole = torch.cat([found.parameters[c.name].reshape(n, -1) for c in self.parameter_columns], dim=1)
-            rows, size = self.rows[:n, : self.num_trained], self.num_trained
-            parameters, gradients = [rows], [self.algorithm.gradient(whole, rows, self.broadcast[:size])]
-            momenta = None if self.momentum is None else [self.momentum[:n]]
+        for c in self.parameter_columns:
+            parameters.append(self.rows[:n, c.start : c.stop])
+            gradients.append(found.parameters[c.name].reshape(n, -1))
+            if momenta is not None and self.momentum is not None:
+                momenta.append(self.momentum[:n, c.start : c.stop])
         if self.history:
             # A weight moves by the same rule in its coordinates, where the gradient of this step is a unit vector.
             slots = torch.arange(n, device=self.rows.device)
