@@ -197,7 +197,8 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ClientStateConfig:
-    """Where the vectors lie that clients keep from round to round; what does not fit lies in a file.
+    """Where the vectors lie that clients keep from round to round, and in asynchronous runs the older models that
+    clients are at work on; what does not fit lies in a file.
 
     Attributes:
         ram_gib: budget in RAM, in GiB.

@@ -27,7 +27,7 @@ from fedsim.evaluate import Evaluator, spread
 from fedsim.events import make_queue
 from fedsim.pooling import pool_in_pairs
 from fedsim.rng import torch_stream
-from fedsim.sampling import Sampler, uniform
+from fedsim.sampling import Sampler, cohort_size, uniform
 from fedsim.server import Metrics, Server, rounds
 from fedsim.tracking.progress import Progress
 from fedsim.tracking.run_directory import RunDirectory, read_metrics
@@ -203,6 +203,14 @@ class Simulation:
         for state in self.client_states.values():
             state.confirm()
 
+    def expected_rows(self, name: str) -> int:
+        """How many rows of a client state a whole run is expected to write, with a uniform sampler."""
+        num_clients = self.dataset.num_clients
+        asked = cohort_size(clients_asked(self.config, num_clients), num_clients)
+        if name == "versions":
+            return asked
+        return math.ceil(num_clients * (1 - (1 - asked / num_clients) ** self.config.num_rounds))
+
     def restore(self, checkpoint: Checkpoint, config: dict[str, Any]) -> None:
         """Continue from a checkpoint of the same run.
 
@@ -259,8 +267,10 @@ def record(
     config = config or {}
     server, num_rounds = simulation.server, simulation.config.num_rounds
     states = simulation.client_states
-    for state in states.values() if checkpoint.every else ():
-        state.locate(directory / "client_state")
+    for name, state in states.items():
+        if checkpoint.every:
+            state.locate(directory / "client_state")
+        state.require_room(simulation.expected_rows(name))
     if checkpoint.resume is not None:
         device = str(server.vector.device)
         simulation.restore(Checkpoint.load(directory, device), config)
