@@ -109,7 +109,7 @@ class Server:
             prelude=record is not self.algorithm,
         )
         partial = self.transport.run_round(job)
-        mean, size = partial.mean, len(self.vector)
+        mean, size = partial.take_mean(), len(self.vector)
         update_norm = torch.linalg.vector_norm(mean[: self.num_parameters]).item()
         if not math.isfinite(update_norm):
             raise ValueError(f"round {round}: the mean update is not finite; lower local.learning_rate")

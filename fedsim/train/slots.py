@@ -12,6 +12,9 @@ from fedsim.train.gradient import Gradients, SlotGradient, Slots
 from fedsim.train.step import Tensors, clip_, sgd_
 from fedsim.vector import FlatModel
 
+# Rows of history multiplied at once when slots are folded.
+_PRODUCT_ROWS = 64
+
 
 @dataclass(frozen=True)
 class _Column:
@@ -173,24 +176,39 @@ class SlotState:
     def fold(self, slots: list[int], weights: list[float], average: OnlineAverage) -> Tensor:
         """Stream the updates of these slots into the average; (len(slots),) squared norms of their whole columns."""
         index = torch.tensor(slots, device=self.rows.device)
-        differences = self.rows[index] - self.start
+        squares = self.rows.new_zeros(len(slots))
         for c in _runs(self.columns):
-            average.add_rows(differences[:, c.start : c.stop], weights, c.vector_start)
-        share = differences.new_tensor(weights) / average.scale
+            own = slice(c.start, c.stop)
+            squares += average.add_some(self.rows[:, own], index, self.start[own], weights, c.vector_start)
+        share = self.rows.new_tensor(weights) / average.scale
         coordinates = self.coordinates[index] * share[:, None]
         kept = coordinates[:, 0].sum() - share.sum()  # (a - 1) W_0, summed over the slots
-        steps = self.taken[slots].tolist()
         for name, base in self.bases.items():
-            d = torch.cat(
-                [
-                    (self.gradients[name][s, :t] * coordinates[i, 1 : 1 + t, None, None]).flatten(0, 1)
-                    for i, (s, t) in enumerate(zip(slots, steps, strict=True))
+            pairs = []
+            for group in _grouped(slots, self.taken[slots] * self.batch):
+                d = [
+                    self.gradients[name][slots[i], : self.taken[slots[i]]]
+                    * coordinates[i, 1 : 1 + self.taken[slots[i]], None, None]
+                    for i in group
                 ]
-            )
-            x = torch.cat([self.inputs[name][s, :t].flatten(0, 1) for s, t in zip(slots, steps, strict=True)])
-            average.add_product(d, x, base if self.local.weight_decay else None, kept, self.places[name])
+                x = [self.inputs[name][slots[i], : self.taken[slots[i]]].flatten(0, 1) for i in group]
+                pairs.append((torch.cat(d).flatten(0, 1), x[0] if len(x) == 1 else torch.cat(x)))
+            average.add_product(pairs, base if self.local.weight_decay else None, kept, self.places[name])
         average.add_weight(weights)
-        return torch.linalg.vector_norm(differences, dim=1).square()
+        return squares
+
+
+def _grouped(slots: list[int], rows: np.ndarray) -> list[list[int]]:
+    """Indices of slots in groups of `_PRODUCT_ROWS` or more rows of history, so that no product is thin."""
+    groups: list[list[int]] = [[]]
+    total = 0
+    for i in range(len(slots)):
+        if total >= _PRODUCT_ROWS:
+            groups.append([])
+            total = 0
+        groups[-1].append(i)
+        total += int(rows[i])
+    return groups
 
 
 def _runs(columns: list[_Column]) -> list[_Column]:
