@@ -123,7 +123,8 @@ class AsyncServer:
             broadcast = self.vector if old == version else self.versions.read(np.array([old]))[0]
             job = Job(round=old + 1, cohort=clients, broadcast=broadcast, scale=weight_scale(weight))
             partial = self.transport.run_round(job)
-            update, share = partial.mean, self.how.staleness(version - old)
+            share = self.how.staleness(version - old)
+            update = partial.take_mean()
             if self.how.mixing is None:
                 share *= partial.weight / weight
             else:  # towards the client's model, wherever the global one is by now
