@@ -38,6 +38,7 @@ def measure(way: str, seed: int, options: argparse.Namespace, folder: Path) -> d
         f"server.clients_per_round={asked}",
         f"server.num_rounds={options.updates // a_round}",
         f"server.evaluate_every={max(1, 50 // a_round)}",
+        "trainer=serial",
         "checkpoint.every=0",
         "evaluate.clients=false",
         "tracking.progress=false",

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -107,6 +107,20 @@ class AsyncServer:
             "peak_memory_bytes": peak_memory_bytes(self.vector.device),
         }
 
+    def next_job(self) -> Job:
+        """The largest job of the next round."""
+        queue = self.clock.copy()
+        queue.run(self.how.buffer_size, self.round)
+        jobs = self._jobs(queue.arrived, self._weight(np.array([client for client, _ in queue.arrived])))
+        return max((job for _, job in jobs), key=lambda job: len(job.cohort))
+
+    def _jobs(self, arrived: list[tuple[int, int]], weight: float) -> Iterator[tuple[int, Job]]:
+        """The versions that clients started from, rising, each with the job of its clients."""
+        for old in sorted({started_from for _, started_from in arrived}):
+            clients = np.sort([client for client, started_from in arrived if started_from == old])
+            broadcast = self.vector if old == self.round else self.versions.read(np.array([old]))[0]
+            yield old, Job(round=old + 1, cohort=clients, broadcast=broadcast, scale=weight_scale(weight))
+
     def _weight(self, clients: np.ndarray) -> float:
         """Sum of the weights of those of the clients that have samples."""
         clients = clients[self.sizes[clients] > 0]
@@ -118,10 +132,7 @@ class AsyncServer:
         """The float64 (P + Q,) by which the model is to move, and sums of the clients' metrics."""
         mean = torch.zeros_like(self.vector, dtype=torch.float64)
         sums: dict[str, float] = {}
-        for old in sorted({started_from for _, started_from in arrived}):
-            clients = np.sort([client for client, started_from in arrived if started_from == old])
-            broadcast = self.vector if old == version else self.versions.read(np.array([old]))[0]
-            job = Job(round=old + 1, cohort=clients, broadcast=broadcast, scale=weight_scale(weight))
+        for old, job in self._jobs(arrived, weight):
             partial = self.transport.run_round(job)
             share = self.how.staleness(version - old)
             update = partial.take_mean()
@@ -129,7 +140,7 @@ class AsyncServer:
                 share *= partial.weight / weight
             else:  # towards the client's model, wherever the global one is by now
                 share *= self.how.mixing
-                update += broadcast.double() - self.vector
+                update += job.broadcast.double() - self.vector
             mean.add_(update, alpha=share)
             sums = {name: sums.get(name, 0.0) + value for name, value in partial.metrics.items()}
         return mean, sums

@@ -105,6 +105,14 @@ def _job(cfg: DictConfig) -> float | None:
         f"{dataset.train.num_samples:,} samples; {simulation.model.num_parameters:,} parameters; "
         f"{type(simulation.trainer).__name__} on {simulation.model.device}; writing to {directory}"
     )
+    if simulation.choice is not None:
+        log.info(f"trainer=auto chose {simulation.choice}")
+        for row in simulation.choice.table:
+            log.info(
+                "  {trainer}, {num_threads} threads: {round_seconds:.3g} s and {round_mib:,.0f} MiB a round".format(
+                    **row
+                )
+            )
     directory.mkdir(parents=True, exist_ok=True)
     summary = simulation_module.record(
         simulation,

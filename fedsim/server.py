@@ -94,21 +94,27 @@ class Server:
         """The server's vectors that clients see."""
         return {name: state[name] for name in self.algorithm.broadcast}
 
+    def _job(self, round: int, cohort: np.ndarray, state: ServerState, record: Algorithm) -> Job:
+        vectors = [self.vector, *(v.reshape(-1).to(self.vector.dtype) for v in self._seen(state).values())]
+        return Job(
+            round=round,
+            cohort=cohort,
+            broadcast=torch.cat(vectors) if len(vectors) > 1 else self.vector,
+            scale=weight_scale(self._weight(cohort, state)),
+            prelude=record is not self.algorithm,
+        )
+
+    def next_job(self) -> Job:
+        """The job of the next round."""
+        cohort = self.sampler(self.seed, self.round + 1)
+        return self._job(self.round + 1, cohort, self.state, self.algorithm)
+
     def _step(
         self, round: int, cohort: np.ndarray, state: ServerState, record: Algorithm
     ) -> tuple[float, Metrics, ServerState]:
         """Train the cohort and let the server step: the mean update's norm, sums of metrics, and the new state."""
-        weight, seen = self._weight(cohort, state), self._seen(state)
-        job = Job(
-            round=round,
-            cohort=cohort,
-            broadcast=torch.cat([self.vector, *(v.reshape(-1).to(self.vector.dtype) for v in seen.values())])
-            if seen
-            else self.vector,
-            scale=weight_scale(weight),
-            prelude=record is not self.algorithm,
-        )
-        partial = self.transport.run_round(job)
+        weight = self._weight(cohort, state)
+        partial = self.transport.run_round(self._job(round, cohort, state, record))
         mean, size = partial.take_mean(), len(self.vector)
         update_norm = torch.linalg.vector_norm(mean[: self.num_parameters]).item()
         if not math.isfinite(update_norm):

@@ -24,6 +24,7 @@ from fedsim.data.federated import FederatedDataset
 from fedsim.devices import Devices, drawn
 from fedsim.models import logistic
 from fedsim.simulation import Simulation, record
+from fedsim.train.calibrate import Auto
 from fedsim.train.serial import SerialTrainer
 from fedsim.train.vectorized import VectorizedTrainer
 
@@ -48,7 +49,7 @@ def uneven(num_clients: int, client_ids, seed: int) -> Devices:
 def simulation(dataset, algorithm, *, clients_per_round: int, devices=None, rounds: int = 1, **settings) -> Simulation:
     devices = devices or partial(drawn, samples_per_second=1.0)
     server = ServerConfig(num_rounds=rounds, clients_per_round=clients_per_round, evaluate_every=0)
-    settings = {"local": LOCAL, "device": "cpu", "server": server, **settings}
+    settings = {"local": LOCAL, "device": "cpu", "server": server, "trainer": SerialTrainer, **settings}
     model = settings.pop("model", logistic if dataset.train.inputs.dtype == torch.float32 else float64)
     return Simulation(dataset, model, algorithm=algorithm, devices=devices, **settings)
 
@@ -223,6 +224,14 @@ def test_clients_of_one_version_train_together_and_it_changes_nothing(make_datas
     assert 6 < len(jobs) < 24
 
 
+def test_a_trainer_can_be_chosen_by_measuring(make_dataset):
+    """Which trains the first round's largest job on trial, and leaves no trace in the run."""
+    settings = {"clients_per_round": 4, "devices": uneven}
+    chosen = simulation(in_float64(make_dataset(SIZES)), fedbuff(2), trainer=Auto(), **settings)
+    serial = simulation(in_float64(make_dataset(SIZES)), fedbuff(2), **settings)
+    torch.testing.assert_close(vectors(chosen, 4)[-1], vectors(serial, 4)[-1])
+
+
 def test_a_version_is_kept_as_long_as_somebody_works_on_it(make_dataset):
     run = simulation(make_dataset(SIZES), fedasync(), clients_per_round=5)
     for _ in range(25):
@@ -312,7 +321,7 @@ def test_a_resumed_run_ends_bit_for_bit_as_the_unbroken_one(make_dataset, tmp_pa
 
 def test_kill_9_and_resume_with_clients_at_work(fedsim, tmp_path):
     arguments = ["+experiment=debug", "data.num_clients=8", "devices=phones", "algorithm=fedbuff"]
-    arguments += ["algorithm.buffer_size=3", "server.num_rounds=30", "evaluate.clients=false"]
+    arguments += ["algorithm.buffer_size=3", "trainer=serial", "server.num_rounds=30", "evaluate.clients=false"]
     unbroken = fedsim(*arguments, directory=tmp_path / "unbroken")
     assert unbroken.code == 0, unbroken.err
     broken = tmp_path / "broken"

@@ -25,6 +25,7 @@ from fedsim.client_state import ClientVectors
 from fedsim.config import CheckpointConfig, ClientStateConfig, ServerConfig
 from fedsim.models import logistic
 from fedsim.simulation import Simulation, record
+from fedsim.train.serial import SerialTrainer
 
 ROW = 4 * 5  # bytes of the rows here: 5 float32
 
@@ -249,6 +250,7 @@ def test_a_run_with_client_vectors_resumes_bit_for_bit_whatever_the_budget(make_
             algorithm=drifting(),
             server=ServerConfig(num_rounds=rounds, clients_per_round=3),
             client_state=ClientStateConfig(ram_gib=ram_gib),
+            trainer=SerialTrainer,
             device="cpu",
         )
         record(simulation, tmp_path / directory, config={"a": 1}, checkpoint=CheckpointConfig(**checkpoint))
@@ -271,7 +273,9 @@ def test_a_run_that_the_disk_cannot_hold_is_refused_before_it_starts(make_datase
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(1 << 40, 1 << 40, (1 << 28) + 5 * 52 * 4))
     server = ServerConfig(num_rounds=9, clients_per_round=3)  # 8 (1 - (5/8)^9) = 7.9 clients of 8
-    simulation = Simulation(make_dataset([9] * 8), logistic, algorithm=drifting(), server=server, device="cpu")
+    simulation = Simulation(
+        make_dataset([9] * 8), logistic, algorithm=drifting(), server=server, trainer=SerialTrainer, device="cpu"
+    )
     with pytest.raises(ValueError, match=r"8 clients with 0\.0 MB each need"):
         record(simulation, tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()

@@ -9,6 +9,7 @@ from fedsim.config import LocalConfig, ServerConfig
 from fedsim.devices import Devices, drawn
 from fedsim.models import logistic
 from fedsim.sampling import uniform
+from fedsim.train.serial import SerialTrainer
 
 
 def fixed(seconds: list[float], *, availability: float = 1.0, dropout: list[float] | float = 0.0) -> Devices:
@@ -112,7 +113,8 @@ def test_over_selection_asks_more_clients(asked, over, result):
 
 def simulate(dataset, **settings):
     server = {"num_rounds": 4, "clients_per_round": 3, **settings.pop("server", {})}
-    return fedsim.simulate(dataset, logistic, server=fedsim.ServerConfig(**server), device="cpu", **settings)
+    settings = {"server": fedsim.ServerConfig(**server), "trainer": SerialTrainer, "device": "cpu", **settings}
+    return fedsim.simulate(dataset, logistic, **settings)
 
 
 def slowest_of_each_round(num_rounds: int) -> list[int]:
