@@ -81,6 +81,7 @@ def build_simulation(
         evaluate=config.evaluate,
         client_state=config.client_state,
         sampler=instantiate(config.sampler),
+        devices=instantiate(config.devices) if config.devices else None,
         trainer=trainer,
         transport=star if distributed else None,
         seed=config.seed,
@@ -89,11 +90,16 @@ def build_simulation(
 
 
 def check_distributable(algorithm: Algorithm) -> None:
-    """Refuse an algorithm whose clients keep something: it does not travel between processes.
+    """Refuse what does not travel between processes.
 
     Raises:
-        ValueError: says which.
+        ValueError: says what.
     """
+    if algorithm.asynchronous is not None:
+        raise ValueError(
+            f"{algorithm.name} steps whenever updates arrive in virtual time, which runs in one process: use "
+            "transport=inprocess"
+        )
     if algorithm.keeps:
         raise ValueError(
             f"the clients of {algorithm.name} keep vectors from round to round, which do not travel between processes "
