@@ -1,5 +1,6 @@
 """Builds what a configuration describes, the same way on every node of a run."""
 
+import logging
 import os
 import socket
 from collections.abc import Callable
@@ -29,6 +30,8 @@ from fedsim.transport.star import Star
 from fedsim.transport.tree import Branch, count_workers, read_tree
 from fedsim.transport.worker import Built, Worker
 from fedsim.vector import FlatModel
+
+log = logging.getLogger("fedsim")
 
 # A node may choose these for itself; everything else it takes from the server.
 NODE_KEYS = ("role", "transport", "device", "trainer", "data.root", "data.cache_dir", "data.download")
@@ -274,8 +277,8 @@ def run_node(
                 raise ValueError(
                     "trainer=auto chooses at the server, which has another trainer: give it to this node too"
                 )
-            trainer = Choice(**identity.choice, reason="as the server chose")
-            note(f"the server chose {trainer}")
+            trainer = Choice(**identity.choice, reason="as the server chose", table=[])
+            log.info(f"trains with {trainer}")
         dataset = build_dataset(theirs, note)
         model, own = build_trainer(
             dataset,

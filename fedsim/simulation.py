@@ -115,8 +115,8 @@ class Simulation:
             or algorithm.asynchronous
         ):
             raise ValueError(
-                f"server.group_rounds={server.group_rounds} needs an algorithm of rounds whose clients send their update "
-                f"and nothing else; {algorithm.name} does more: set group_rounds=1"
+                f"server.group_rounds={server.group_rounds} needs an algorithm of rounds whose clients send their "
+                f"update and nothing else; {algorithm.name} does more: set group_rounds=1"
             )
         self.dataset, self.config, self.seed, self.algorithm, self.local = dataset, server, seed, algorithm, local
         self.choice = trainer if isinstance(trainer, Choice) else None

@@ -96,9 +96,9 @@ class Worker:
                 self.built[1].transport.close()
 
     def _join(self) -> Link:
-        deadline = time.monotonic() + self.join_seconds
+        begin = time.monotonic()
         unreachable: Unreachable | None = None
-        while unreachable is None or time.monotonic() < deadline:
+        while unreachable is None or time.monotonic() - begin < self.join_seconds:
             for address in dict.fromkeys((*self.first, *self.upstream)):
                 about = {"version": self.version, "claims": self.claims}
                 try:

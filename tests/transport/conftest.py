@@ -33,7 +33,7 @@ class Net:
 
     make_dataset: Callable[..., Any]
     settings: dict[str, Any] = field(default_factory=dict)
-    timeout: float = 10.0
+    timeout: float = 30.0
     expected: int = 0
     stars: list[Star] = field(default_factory=list)
     threads: list[threading.Thread] = field(default_factory=list)
@@ -67,7 +67,7 @@ class Net:
             identity=self.identity(simulation.dataset, simulation.model),
             own=simulation.own,
             timeout=self.timeout,
-            join_seconds=20,
+            join_seconds=120,
             expected=lambda: self.expected,
             **self.settings,
         )
@@ -98,7 +98,7 @@ class Net:
             return Built(transport=wrap(own), device=torch.device("cpu"), ready=lambda: ready)
 
         about = {"secret": SECRET, "name": f"w{len(self.workers)}", "version": __version__, "claims": None}
-        node = Worker([address], build=build, timeout=self.timeout, **{"join_seconds": 5, **about, **changes})
+        node = Worker([address], build=build, timeout=self.timeout, **{"join_seconds": 120, **about, **changes})
         self.start(node)
         return node
 
@@ -107,10 +107,17 @@ class Net:
         host, port = listener.getsockname()
         node = Scheduler(
             [address], listener, secret=SECRET, name=f"s{len(self.workers)}", version=__version__, claims=None,
-            timeout=self.timeout, join_seconds=5, slow_factor=3,
+            timeout=self.timeout, join_seconds=120, slow_factor=3,
         )  # fmt: skip
         self.start(node)
         return node, f"{host}:{port}"
+
+    def await_children(self, count: int) -> None:
+        """Wait, between two rounds, until so many nodes are there."""
+        deadline = time.monotonic() + 120
+        while len(self.stars[0].children) < count:
+            assert time.monotonic() < deadline, "they did not come back"
+            self.stars[0].next_event(0.05)
 
     def run(self, simulation: Simulation, between: Callable[[int], None] = lambda round: None) -> torch.Tensor:
         """Gather the expected workers, run to the end, close; `between` is called after each round."""
@@ -133,8 +140,10 @@ class Net:
         for star in self.stars:
             if star.door.open:
                 star.close()
+        for worker in self.workers:
+            worker.join_seconds = 0.0  # one that has lost its link waits for nobody now
         for thread in self.threads:
-            thread.join(20)
+            thread.join(120)
         assert not any(thread.is_alive() for thread in self.threads), "a node did not end"
 
 
@@ -150,7 +159,7 @@ def eventually() -> Callable[[Callable[[], object]], None]:
     """Waits until something is true."""
 
     def wait(condition: Callable[[], object]) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while not condition():
             assert time.monotonic() < deadline, "it did not happen"
             time.sleep(0.01)

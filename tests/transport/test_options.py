@@ -1,11 +1,18 @@
 """Mistakes in the options of a distributed run are one line."""
 
-import pytest
+from functools import partial
 
-from fedsim.algorithms import Algorithm
+import pytest
+import torch
+
+from fedsim import Simulation
+from fedsim.algorithms import Algorithm, fedasync
 from fedsim.algorithms.base import Kept
 from fedsim.assemble import check_distributable
 from fedsim.config import ServerConfig
+from fedsim.models import logistic
+from fedsim.train.calibrate import Choice
+from fedsim.train.vectorized import VectorizedTrainer
 from fedsim.transport.join import read_secret
 
 MISTAKES = {
@@ -60,7 +67,32 @@ def test_clients_that_keep_vectors_are_refused():
         check_distributable(Algorithm(name="scaffold", keeps={"control": Kept()}))
 
 
+def test_asynchronous_algorithms_are_refused():
+    with pytest.raises(ValueError, match=r"fedasync steps whenever updates arrive .*: use transport=inprocess"):
+        check_distributable(fedasync())
+
+
 def test_groups_in_one_process_run_from_the_command_line(fedsim):
     assert ServerConfig(group_rounds=2).num_groups == 1
     done = fedsim("+experiment=debug", "data.num_clients=6", "server.num_groups=2", "server.group_rounds=2")
     assert done.code == 0, done.err
+
+
+def test_a_choice_of_trainer_that_was_made_before_is_taken_and_cannot_be_changed_elsewhere(make_dataset):
+    def simulation(trainer, transport=None):
+        torch.set_num_threads(1)
+        settings = ServerConfig(num_rounds=2, clients_per_round=3, evaluate_every=0)
+        return Simulation(
+            make_dataset([3, 9, 5, 4]), logistic, server=settings, trainer=trainer, transport=transport, device="cpu"
+        )
+
+    choice = Choice(num_slots=2, num_threads=1, reason="as begun")
+    chosen, given = simulation(choice), simulation(partial(VectorizedTrainer, num_slots=2))
+    assert (type(chosen.trainer), chosen.trainer.num_slots) == (VectorizedTrainer, 2)
+    assert list(chosen.rounds())[-1]["update_norm"] == list(given.rounds())[-1]["update_norm"]
+    assert torch.equal(chosen.server.vector, given.server.vector)
+
+    elsewhere = simulation(choice, lambda simulation: simulation.own)
+    elsewhere.use(choice)
+    with pytest.raises(ValueError, match="begun with another trainer than its workers have"):
+        elsewhere.use(Choice(num_slots=0, num_threads=1, reason=""))

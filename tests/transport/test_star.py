@@ -91,20 +91,20 @@ class Dying:
 
 
 def test_workers_that_lose_their_link_in_a_round_change_nothing_and_come_back(net, caplog):
-    simulation = net.simulation(net.star, num_rounds=6)
+    simulation = net.simulation(net.star, num_rounds=12)
     net.expected = 3
     address = simulation.transport.address
     nodes = []
     for i in range(3):
-        rounds = {2, 4} if i else {3}
+        rounds = [2, 4, 99] if i else [3, 99]  # at the first share from that round on
         nodes.append(
             net.worker(address, wrap=lambda own, i=i, rounds=rounds: Dying(
-                own, lambda job: job.round in rounds and not rounds.discard(job.round), lambda: nodes[i].link.abort()
+                own, lambda job: job.round >= rounds[0] and rounds.pop(0), lambda: nodes[i].link.abort()
             ))
         )  # fmt: skip
-    vector = net.run(simulation)
-    assert torch.equal(vector, net.reference(num_rounds=6))
-    assert sum("lost w" in record.message and "closed" in record.message for record in caplog.records) >= 5
+    vector = net.run(simulation, lambda round: net.await_children(3))
+    assert torch.equal(vector, net.reference(num_rounds=12))
+    assert sum("lost w" in record.message and "closed" in record.message for record in caplog.records) == 5
 
 
 def test_twenty_rounds_of_chaos_change_nothing(net):
@@ -139,7 +139,7 @@ def test_twenty_rounds_of_chaos_change_nothing(net):
 
     begin = time.monotonic()
     assert torch.equal(net.run(simulation, between), net.reference(num_rounds=20))
-    assert time.monotonic() - begin < 40
+    assert time.monotonic() - begin < 300
 
 
 def test_without_workers_the_server_trains_and_late_ones_take_part(net, eventually):
@@ -165,7 +165,7 @@ def test_a_slow_worker_is_overtaken(net):
     wake = threading.Event()
 
     def dawdle():
-        assert wake.wait(30)
+        assert wake.wait(600)
 
     net.worker(address, wrap=lambda own: Dying(own, lambda job: job.round == 2, dawdle))
     net.worker(address)
@@ -176,7 +176,7 @@ def test_a_slow_worker_is_overtaken(net):
     finally:
         wake.set()
     assert torch.equal(vector, net.reference())
-    assert time.monotonic() - begin < 20
+    assert time.monotonic() - begin < 300
 
 
 def test_a_client_that_is_not_finite_ends_the_run_as_in_one_process(net):
