@@ -5,7 +5,7 @@ algorithm's vectors and the number of the round; there is no generator to save.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Checkpoint:
         round: the last finished round.
         vector: (P + Q,) the global model.
         state: the algorithm's server vectors.
+        uplink: what `fedsim.uplink.Uplink` keeps from round to round; empty where there is none.
         config: the run's resolved configuration, as plain values.
         dataset: `FederatedDataset.fingerprint` of its data.
     """
@@ -39,6 +40,7 @@ class Checkpoint:
     state: dict[str, Tensor]
     config: dict[str, Any]
     dataset: str
+    uplink: dict[str, Tensor] = field(default_factory=dict)
 
     def save(self, directory: Path) -> None:
         """Write `directory/checkpoint.safetensors` in the place of the one before.
@@ -48,6 +50,7 @@ class Checkpoint:
         """
         about = {"format": _FORMAT, "round": self.round, "config": self.config, "dataset": self.dataset}
         tensors = {"vector": self.vector, **{f"state.{name}": t for name, t in self.state.items()}}
+        tensors |= {f"uplink.{name}": t for name, t in self.uplink.items()}
         tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         try:
             write_atomically(directory / FILE, lambda file: save_file(tensors, file, {"fedsim": json.dumps(about)}))
@@ -78,8 +81,18 @@ class Checkpoint:
         if about["format"] != _FORMAT:
             raise ValueError(f"{path} has checkpoint format {about['format']}, this version reads format {_FORMAT}")
         vector = tensors.pop("vector")
-        state = {name.removeprefix("state."): tensor for name, tensor in tensors.items()}
-        return cls(round=about["round"], vector=vector, state=state, config=about["config"], dataset=about["dataset"])
+        state, uplink = (
+            {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+            for prefix in ("state.", "uplink.")
+        )
+        return cls(
+            round=about["round"],
+            vector=vector,
+            state=state,
+            config=about["config"],
+            dataset=about["dataset"],
+            uplink=uplink,
+        )
 
     def check(self, config: dict[str, Any], dataset: str) -> None:
         """Refuse to continue another run.

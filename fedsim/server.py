@@ -14,6 +14,7 @@ from fedsim.config import ServerConfig
 from fedsim.memory import peak_memory_bytes
 from fedsim.sampling import Sampler
 from fedsim.transport.base import Job, Transport
+from fedsim.uplink import Uplink
 
 Metrics = dict[str, float]
 
@@ -27,6 +28,7 @@ class Server:
         sizes: (C,) training samples of each client.
         algorithm, sampler, transport: what to do, with whom, and where.
         seed: of the run.
+        uplink: the server's side of what happens to updates; None: they are averaged, and no more.
     """
 
     def __init__(
@@ -39,9 +41,10 @@ class Server:
         sampler: Sampler,
         transport: Transport,
         seed: int,
+        uplink: Uplink | None = None,
     ) -> None:
         self.vector, self.num_parameters, self.sizes, self.seed = vector, num_parameters, sizes, seed
-        self.algorithm, self.sampler, self.transport = algorithm, sampler, transport
+        self.algorithm, self.sampler, self.transport, self.uplink = algorithm, sampler, transport, uplink
         self.state = algorithm.server_init(vector)
         self.round = 0
 
@@ -51,23 +54,35 @@ class Server:
         round = self.round + 1
         cohort = self.sampler(self.seed, round)
         weight = float(self.sizes[cohort].sum())
-        if weight == 0:
+        if weight == 0 and not (self.uplink and self.uplink.private):
             raise ValueError(f"round {round}: no client of the cohort has a training sample; sample more clients")
-        job = Job(round=round, cohort=cohort, broadcast=self.vector, scale=weight_scale(weight))
-        partial = self.transport.run_round(job)
-        mean = partial.mean
+        if self.uplink and self.uplink.equal_weights:
+            weight = float((self.sizes[cohort] > 0).sum())
+        if weight == 0:
+            assert self.uplink is not None
+            partial = self.uplink.empty()
+        else:
+            job = Job(round=round, cohort=cohort, broadcast=self.vector, scale=weight_scale(weight))
+            partial = self.transport.run_round(job)
+        sums = partial.metrics
+        if self.uplink is None:
+            mean, more = partial.mean, {"bytes_up": int(sums["clients"]) * self.vector.nbytes}
+        else:
+            mean, more = self.uplink.close(partial, round, cohort)
         update_norm = torch.linalg.vector_norm(mean[: self.num_parameters]).item()
         if not math.isfinite(update_norm):
             raise ValueError(f"round {round}: the mean update is not finite; lower local.learning_rate")
         self.state = self.algorithm.server_step(self.vector, mean, self.state)
         self.round = round
-        sums = partial.metrics
+        if self.uplink is not None:
+            self.uplink.commit()
         return {
             "round": round,
-            "train_loss": sums["loss_sum"] / sums["samples"],
+            "train_loss": sums["loss_sum"] / sums["samples"] if sums["samples"] else math.nan,
             "update_norm": update_norm,
             "clients": int(sums["clients"]),
             "samples": int(sums["samples"]),
+            **more,
             "seconds": time.perf_counter() - begin,
             "peak_memory_bytes": peak_memory_bytes(self.vector.device),
         }

@@ -6,28 +6,33 @@ for metrics in simulation.rounds():
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
 from fedsim.algorithms import Algorithm, fedavg
+from fedsim.attacks import Attack
 from fedsim.checkpoint import Checkpoint
 from fedsim.config import CheckpointConfig, EvaluateConfig, LocalConfig, ServerConfig, TrackingConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.evaluate import Evaluator, spread
 from fedsim.pooling import pool_in_pairs
 from fedsim.rng import torch_stream
-from fedsim.sampling import Sampler, uniform
+from fedsim.robust import Aggregator, mean
+from fedsim.sampling import Population, Sampler, uniform
 from fedsim.server import Metrics, Server
 from fedsim.tracking.progress import Progress
 from fedsim.tracking.run_directory import RunDirectory, read_metrics
 from fedsim.tracking.summary import summarise, versions
 from fedsim.train.serial import SerialTrainer
+from fedsim.transforms import Transform
 from fedsim.transport.inprocess import InProcess, Trainer
+from fedsim.uplink import Uplink
 from fedsim.vector import FlatModel
 
 ModelFactory = Callable[[tuple[int, ...], int], nn.Module]
@@ -58,8 +63,12 @@ class Simulation:
         local: what a client does.
         server: rounds, cohort size, how often to evaluate.
         evaluate: what is evaluated.
-        sampler: sampler(num_clients, clients_per_round) -> who trains in a round.
-        trainer: trainer(dataset, model, algorithm, local, seed=...) -> the trainer.
+        sampler: sampler(population, clients_per_round) -> who trains in a round.
+        trainer: trainer(dataset, model, algorithm, local, seed=...) -> the trainer; with transforms, an attack or a
+            robust aggregator it is also given uplink=....
+        aggregator: how updates become one; None is their mean.
+        transforms: what happens to each update before, in order.
+        attack: whose data or updates are bad; None: nobody's.
         seed: of everything that is drawn.
         device: "auto", "cpu", "cuda" or "cuda:N".
 
@@ -76,8 +85,11 @@ class Simulation:
         local: LocalConfig = LocalConfig(),  # noqa: B008 (frozen)
         server: ServerConfig = ServerConfig(),  # noqa: B008
         evaluate: EvaluateConfig = EvaluateConfig(),  # noqa: B008
-        sampler: Callable[[int, int | float], Sampler] = uniform,
+        sampler: Callable[[Population, int | float], Sampler] = uniform,
         trainer: Callable[..., Trainer] = SerialTrainer,
+        aggregator: Aggregator | None = None,
+        transforms: Sequence[Transform] = (),
+        attack: Attack | None = None,
         seed: int = 0,
         device: str = "auto",
     ) -> None:
@@ -89,19 +101,38 @@ class Simulation:
         else:
             # Numbers below 1e-38 become zero: they change no result, and a product with one takes 100 times as long.
             torch.set_flush_denormal(True)
-        algorithm = algorithm or fedavg()
+        algorithm, aggregator = algorithm or fedavg(), aggregator or mean()
+        if attack is not None and attack.poison is not None:
+            dataset = attack.poison(dataset, attack.attackers(dataset.num_clients, seed))
         self.dataset, self.config, self.seed = dataset, server, seed
         module = _initialise(model, dataset, seed)
         self.model = FlatModel(pool_in_pairs(module) if where.type == "cpu" else module, where)
-        self.trainer = trainer(dataset, self.model, algorithm, local, seed=seed)
+        drawn = sampler(Population(sizes=dataset.train.sizes, losses=self._losses), server.clients_per_round)
+        plain = aggregator == mean() and not transforms and attack is None
+        self.uplink = (
+            None
+            if plain
+            else Uplink(
+                transforms=transforms,
+                aggregator=aggregator,
+                attack=attack,
+                sampler=drawn,
+                num_clients=dataset.num_clients,
+                vector=self.model.vector,
+                seed=seed,
+            )
+        )
+        extra = {} if self.uplink is None else {"uplink": self.uplink}
+        self.trainer = trainer(dataset, self.model, algorithm, local, seed=seed, **extra)
         self.server = Server(
             self.model.vector.clone(),
             self.model.num_parameters,
             dataset.train.sizes,
             algorithm=algorithm,
-            sampler=sampler(dataset.num_clients, server.clients_per_round),
+            sampler=drawn,
             transport=InProcess(self.trainer, dataset.train, local, seed=seed),
             seed=seed,
+            uplink=self.uplink,
         )
         self.central = (
             None
@@ -109,6 +140,7 @@ class Simulation:
             else Evaluator(dataset, dataset.test, self.model)
         )
         self.preview = None if self.central is None else self.central.draw(evaluate.max_samples, seed)
+        self._training: Evaluator | None = None  # of `_losses`
         # (round, split, losses, hits) of the last evaluation on whole splits
         self._evaluated: tuple[int, Evaluator, Any, Any] | None = None
 
@@ -148,6 +180,14 @@ class Simulation:
         frame.insert(1, "split", name)
         return frame
 
+    def _losses(self, clients: np.ndarray) -> np.ndarray:
+        """(n,) mean loss of the global model on the training samples of these clients (n,), each with some."""
+        if self._training is None:
+            self._training = Evaluator(self.dataset, self.dataset.train, self.model)
+        rows = [self.dataset.train.rows(c) for c in clients.tolist()]
+        losses, _ = self._training.per_sample(self.server.vector, np.concatenate(rows))
+        return np.array([part.mean() for part in np.split(losses, np.cumsum([len(r) for r in rows])[:-1])])
+
     def checkpoint(self, config: dict[str, Any]) -> Checkpoint:
         """The state after the last finished round."""
         server = self.server
@@ -157,6 +197,7 @@ class Simulation:
             state=server.state,
             config=config,
             dataset=self.dataset.fingerprint(),
+            uplink={} if self.uplink is None else self.uplink.snapshot(),
         )
 
     def restore(self, checkpoint: Checkpoint, config: dict[str, Any]) -> None:
@@ -169,6 +210,8 @@ class Simulation:
         self.server.vector.copy_(checkpoint.vector)
         self.server.state = checkpoint.state
         self.server.round = checkpoint.round
+        if self.uplink is not None:
+            self.uplink.restore(checkpoint.uplink)
 
 
 def _initialise(model: nn.Module | ModelFactory, dataset: FederatedDataset, seed: int) -> nn.Module:
@@ -239,6 +282,8 @@ def record(
         "trainer": type(simulation.trainer).__name__,
         "versions": versions(server.vector.device),
     }
+    if simulation.uplink is not None:
+        summary |= simulation.uplink.summary(server.round)
     if evaluate.clients:
         clients = simulation.clients()
         files.write_clients(clients)

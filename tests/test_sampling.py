@@ -7,7 +7,7 @@ from fedsim.sampling import cohort_size, uniform
 
 
 def test_a_cohort_is_a_function_of_seed_and_round():
-    sample = uniform(1000, 50)
+    sample = uniform(clients(1000), 50)
     assert np.array_equal(sample(1, 2), sample(1, 2))
     assert not np.array_equal(sample(1, 2), sample(1, 3))
     assert not np.array_equal(sample(1, 2), sample(2, 2))
@@ -15,7 +15,7 @@ def test_a_cohort_is_a_function_of_seed_and_round():
 
 def test_a_cohort_has_distinct_clients_and_each_comes_equally_often():
     """4,000 draws of 5 of 20: each client 1,000 times; the standard deviation is 27, the bound 5 of them."""
-    sample = uniform(20, 5)
+    sample = uniform(clients(20), 5)
     draws = np.stack([sample(0, r) for r in range(4000)])
     assert all(len(set(d)) == 5 for d in draws)
     assert np.abs(np.bincount(draws.ravel(), minlength=20) - 1000).max() < 137
@@ -41,4 +41,4 @@ def test_impossible_cohorts_are_refused(asked, message):
 
 
 def test_a_million_clients_are_drawn_from_at_once():
-    assert len(uniform(1_000_000, 10)(0, 1)) == 10
+    assert len(uniform(clients(1_000_000), 10)(0, 1)) == 10

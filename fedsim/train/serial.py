@@ -17,6 +17,7 @@ from fedsim.rng import torch_stream
 from fedsim.train.outcome import summarise
 from fedsim.train.plan import Plan
 from fedsim.train.step import SerialStep, is_stochastic
+from fedsim.uplink import Uplink
 from fedsim.vector import FlatModel
 
 # Bytes of samples gathered at once: on a CPU few enough to stay in its cache until they are used.
@@ -32,6 +33,7 @@ class SerialTrainer:
         algorithm: the gradient hook.
         local: the optimizer's settings.
         seed: the run's seed, for dropout.
+        uplink: where updates go; None: into their mean.
     """
 
     num_slots = 1
@@ -44,8 +46,9 @@ class SerialTrainer:
         local: LocalConfig,
         *,
         seed: int = 0,
+        uplink: Uplink | None = None,
     ) -> None:
-        self.dataset, self.model, self.seed = dataset, model, seed
+        self.dataset, self.model, self.seed, self.uplink = dataset, model, seed, uplink
         self.data = ResidentSplit(dataset, dataset.train, model.device)
         self.step = SerialStep(model, algorithm, local)
         self.stochastic = is_stochastic(model.module)
@@ -58,7 +61,10 @@ class SerialTrainer:
         """
         assert plan.num_slots == 1
         self.model.module.train()
-        average = OnlineAverage(len(broadcast), scale=scale, device=broadcast.device)
+        if self.uplink is None:
+            average = OnlineAverage(len(broadcast), scale=scale, device=broadcast.device)
+        else:
+            average = self.uplink.open(plan.round, plan.clients, scale)
         # one place for every client's figures: small tensors kept until the end would pin the heap's pages
         loss_sums, squared_norms = broadcast.new_empty((2, len(plan.clients)))
         rows = self.data.rows(plan.rows[:, 0])
@@ -82,5 +88,9 @@ class SerialTrainer:
                         minibatch = slice(at, at + count)
                         losses.append(self.step(inputs[minibatch], targets[minibatch], broadcast))
                 loss_sums[i] = torch.stack(losses) @ counts_on_device[first:end]
-                squared_norms[i] = average.add(self.model.vector, broadcast, float(plan.weights[i]))
+                weight = float(plan.weights[i])
+                if isinstance(average, OnlineAverage):
+                    squared_norms[i] = average.add(self.model.vector, broadcast, weight)
+                else:
+                    squared_norms[i] = average.add([client], (self.model.vector - broadcast)[None], [weight])[0]
         return average.result(summarise(plan, self.dataset.client_ids, loss_sums, squared_norms))

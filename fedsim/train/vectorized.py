@@ -20,6 +20,7 @@ from fedsim.train.outcome import summarise
 from fedsim.train.plan import Plan
 from fedsim.train.slots import SlotState
 from fedsim.train.step import is_stochastic
+from fedsim.uplink import Receiver, Uplink
 from fedsim.vector import FlatModel
 
 # Bytes of samples gathered at once: on a CPU few enough to stay in its cache until they are used.
@@ -42,6 +43,7 @@ class VectorizedTrainer:
         num_slots: K.
         factor: keep large linear layers as factors (`FactoredLinear`) where that takes less memory than a weight
             for each slot; False never does.
+        uplink: where updates go, whole, so that nothing is factored; None: into their mean.
     """
 
     def __init__(
@@ -54,15 +56,16 @@ class VectorizedTrainer:
         seed: int = 0,
         num_slots: int = 32,
         factor: bool = True,
+        uplink: Uplink | None = None,
     ) -> None:
         if num_slots < 1:
             raise ValueError(f"trainer.num_slots must be at least 1, got {num_slots}")
-        self.dataset, self.model, self.seed = dataset, model, seed
+        self.dataset, self.model, self.seed, self.uplink = dataset, model, seed, uplink
         self.algorithm, self.local, self.num_slots = algorithm, local, num_slots
         self.data = ResidentSplit(dataset, dataset.train, model.device)
         self.stochastic = is_stochastic(model.module)
         sample = dataset.preprocess(dataset.train.inputs[:1]).to(model.device)
-        whole_vectors = algorithm.gradient is not None
+        whole_vectors = algorithm.gradient is not None or uplink is not None
         self.factorable = factorable(model.module, sample, _MIN_FACTORED) if factor and not whole_vectors else {}
         self.functions: dict[tuple[frozenset[str], int], SlotGradient] = {}
 
@@ -81,10 +84,13 @@ class VectorizedTrainer:
         Raises:
             ValueError: a client's loss or update is not finite, or the model cannot be batched.
         """
-        average = OnlineAverage(len(broadcast), scale=scale, device=broadcast.device)
+        if self.uplink is None:
+            average = OnlineAverage(len(broadcast), scale=scale, device=broadcast.device)
+        else:
+            average = self.uplink.open(plan.round, plan.clients, scale)
         return average.result(self.run(plan, broadcast, average))
 
-    def run(self, plan: Plan, broadcast: Tensor, average: OnlineAverage) -> dict[str, float]:
+    def run(self, plan: Plan, broadcast: Tensor, average: OnlineAverage | Receiver) -> dict[str, float]:
         """Train every client of the plan and add the updates to `average`; returns the metrics."""
         cuda = [broadcast.device] if broadcast.is_cuda else []
         with torch.random.fork_rng(cuda, enabled=self.stochastic):
@@ -92,7 +98,7 @@ class VectorizedTrainer:
                 torch.manual_seed(torch_stream(self.seed, "dropout", plan.round).initial_seed())
             return self._run(plan, broadcast, average)
 
-    def _run(self, plan: Plan, broadcast: Tensor, average: OnlineAverage) -> dict[str, float]:
+    def _run(self, plan: Plan, broadcast: Tensor, average: OnlineAverage | Receiver) -> dict[str, float]:
         num_steps, num_slots, batch = plan.rows.shape
         longest = int(plan.steps.max())
         history = longest * batch
@@ -126,7 +132,11 @@ class VectorizedTrainer:
         def fold() -> None:
             clients = [sitting[slot] for slot in finished]
             weights = plan.weights[clients].tolist()
-            squared_norms[torch.tensor(clients)] = state.fold(finished, weights, average)
+            if isinstance(average, OnlineAverage):
+                squares = state.fold(finished, weights, average)
+            else:
+                squares = average.add(plan.clients[clients].tolist(), state.updates(finished), weights)
+            squared_norms[torch.tensor(clients)] = squares
             finished.clear()
 
         block = max(1, self.data.samples_at_once(_GATHER[broadcast.device.type]) // (num_slots * batch))
