@@ -54,7 +54,7 @@ class Mechanism:
 
 
 class Accountant:
-    """Counts rounds of one mechanism.
+    """Epsilon after any number of rounds of one mechanism.
 
     Raises:
         ValueError: dp-accounting is not installed.
@@ -63,17 +63,18 @@ class Accountant:
     def __init__(self, mechanism: Mechanism) -> None:
         dp = _library()
         relation = "ADD_OR_REMOVE_ONE" if mechanism.scheme == "poisson" else "REPLACE_ONE"
-        self.mechanism, self.event, self.count = mechanism, mechanism.event(), 0
-        rdp = importlib.import_module("dp_accounting.rdp")
-        self.accountant = rdp.RdpAccountant(neighboring_relation=dp.NeighboringRelation[relation])
+        self.delta, self.library = mechanism.delta, importlib.import_module("dp_accounting.rdp")
+        accountant = self.library.RdpAccountant(neighboring_relation=dp.NeighboringRelation[relation])
+        accountant.compose(mechanism.event(), 1)
+        # Composition adds. The library would compute a round again each time it is added, which takes it up to a
+        # second, so the sum is made here.
+        self.orders, self.one_round = accountant._orders, accountant._rdp
 
     def epsilon(self, num_rounds: int) -> float:
-        """After `num_rounds` rounds, not fewer than were asked about before."""
-        assert num_rounds >= self.count
-        if num_rounds > self.count:
-            self.accountant.compose(self.event, num_rounds - self.count)
-            self.count = num_rounds
-        return float(self.accountant.get_epsilon(self.mechanism.delta)) if num_rounds else 0.0
+        """After `num_rounds` rounds."""
+        if num_rounds == 0:
+            return 0.0
+        return float(self.library.compute_epsilon(self.orders, num_rounds * self.one_round, self.delta)[0])
 
 
 def _library() -> Any:

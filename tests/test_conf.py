@@ -49,7 +49,17 @@ def test_experiment_runs(fedsim, mnist_root, name):
 
 GROUPS = sorted(
     (path.parent.name, path.stem)
-    for group in ("algorithm", "model", "partition", "trainer", "sampler", "local")
+    for group in (
+        "aggregator",
+        "algorithm",
+        "attack",
+        "local",
+        "model",
+        "partition",
+        "sampler",
+        "trainer",
+        "transforms",
+    )
     for path in (CONF / group).glob("*.yaml")
 )
 
@@ -59,5 +69,13 @@ def test_every_option_of_every_group_runs(fedsim, group, option):
     arguments = ["+experiment=debug", "data.num_clients=6", *TINY, "local.num_steps=1", f"{group}={option}"]
     if group == "partition" and option != "natural":
         arguments.append("partition.num_clients=5")
+    if group == "aggregator":
+        arguments.append("server.clients_per_round=6")
+        if option == "bulyan":
+            arguments.append("aggregator.num_attackers=0")
+    if option == "fixed":
+        arguments.append("sampler.cohorts=[[0,3]]")
+    if f"{group}={option}" == "transforms=gaussian":
+        arguments[-1] = "transforms=[clip,gaussian]"
     done = fedsim(*arguments)
     assert done.code == 0, done.err

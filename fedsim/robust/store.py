@@ -7,6 +7,7 @@ name, so that it is gone with the process, however that ends.
 
 import os
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -52,6 +53,7 @@ class UpdateStore:
         self.file = None
         if kept < len(self):
             self.file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115 (lives as long as the store)
+            weakref.finalize(self, self.file.close)
 
     def __len__(self) -> int:
         """m."""

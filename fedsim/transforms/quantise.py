@@ -27,7 +27,8 @@ def quantise(rows: Tensor, uniform: Tensor, num_levels: int, bucket_size: int) -
         levels (F, S) in -s ... s, as float, and norms (F, ceil(S / bucket_size)).
     """
     norms = torch.linalg.vector_norm(_buckets(rows, bucket_size), dim=2)
-    scale = _spread(num_levels / norms.clamp(min=torch.finfo(rows.dtype).tiny), rows.shape[1], bucket_size)
+    scale = num_levels / norms
+    scale = _spread(torch.where(scale.isfinite(), scale, 0.0), rows.shape[1], bucket_size)  # a bucket of zeros
     exact = rows.abs() * scale
     levels = (exact.floor() + (uniform < exact.frac())).clamp_(max=num_levels)
     return levels.copysign_(rows), norms

@@ -124,8 +124,6 @@ class Uplink:
         """Continue from a `snapshot`."""
         self.times = self.next_times = found["times"].cpu().numpy().copy()
         self.pipeline.restore(found)
-        if self.mechanism is not None:
-            self.accountant = Accountant(self.mechanism)
 
     def summary(self, round: int) -> dict[str, Any]:
         """For summary.json, after this round."""
