@@ -57,7 +57,7 @@ def test_krum_takes_the_update_with_the_nearest_neighbours(num, f):
 
 
 def test_krum_by_hand():
-    """On a line at 0, 1, 2.5, 9 with f = 0: n - f - 2 = 2 neighbours; scores 7.25, 3.25, 8.5, 106.25. The second wins."""
+    """At 0, 1, 2.5 and 9 with f = 0, so 2 neighbours: scores 7.25, 3.25, 8.5 and 114.25. The second wins."""
     assert apply(krum(0), [[0.0], [1.0], [2.5], [9.0]]).tolist() == [1.0]
 
 
