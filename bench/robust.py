@@ -107,7 +107,7 @@ def main() -> None:
         for attack, make in ATTACKS.items():
             found = [measure(dataset, aggregator, make() if make else None, options.rounds, s) for s in options.seeds]
             row[attack] = cell([accuracy for accuracy, _ in found])
-            if (successes := [success for _, success in found if success is not None]):
+            if successes := [success for _, success in found if success is not None]:
                 row["backdoor success"] = cell(successes)
         rows.append(row)
         print(row, flush=True)

@@ -42,6 +42,10 @@ class PartialAverage:
         """(P + Q,) float64: the weighted mean of the updates."""
         return self.total * (self.scale / (_GRID * self.weight))
 
+    def take_mean(self) -> Tensor:
+        """`mean` in the place of `total`, which is used up: the last use of a partial average."""
+        return self.total.mul_(self.scale / (_GRID * self.weight))
+
 
 def weight_scale(total_weight: float) -> float:
     """The power of two that `OnlineAverage` needs for a cohort of this total weight."""
@@ -94,30 +98,47 @@ class OnlineAverage:
     def add_rows(self, differences: Tensor, weights: list[float], start: int) -> None:
         """Add a part of several updates, (F, n), that begins at element `start`; `add_weight` completes them."""
         factors = torch.tensor(weights, dtype=torch.float64, device=self.total.device) * (_GRID / self.scale)
-        rows = max(1, self.block // len(weights))
-        for begin in range(0, differences.shape[1], rows):
-            part = differences[:, begin : begin + rows].double().mul_(factors[:, None]).round_()
+        width = max(1, self.block // len(weights))
+        for begin in range(0, differences.shape[1], width):
+            part = differences[:, begin : begin + width].double().mul_(factors[:, None]).round_()
             self._accumulate(start + begin, part.sum(0))
+
+    def add_some(self, rows: Tensor, index: Tensor, reference: Tensor, weights: list[float], start: int) -> Tensor:
+        """`add_rows` of the updates rows[index] - reference, (F, n), without writing them down.
+
+        Returns:
+            (F,) squared norms of these parts.
+        """
+        squares = rows.new_zeros(len(index))
+        width = max(1, 4 * self.block // len(index))
+        for begin in range(0, rows.shape[1], width):
+            part = slice(begin, begin + width)
+            difference = rows[:, part].index_select(0, index).sub_(reference[part])
+            squares += torch.linalg.vector_norm(difference, dim=1).square_()
+            self.add_rows(difference, weights, start + begin)
+        return squares
 
     def add_weight(self, weights: list[float]) -> None:
         """All parts of these updates have been added."""
         self._count(sum(weights))
 
-    def add_product(self, left: Tensor, right: Tensor, base: Tensor | None, kept: Tensor, start: int) -> None:
-        """Add left^T right + kept * base, the weighted update (out, in) of factored weights, from element `start`.
+    def add_product(self, pairs: list[tuple[Tensor, Tensor]], base: Tensor | None, kept: Tensor, start: int) -> None:
+        """Add sum left^T right + kept * base, the weighted update (out, in) of factored weights, from element `start`.
 
         Args:
-            left, right: (R, out) and (R, in), with weight / scale in `left`.
+            pairs: (R, out) left and (R, in) right of each client, with weight / scale in `left`.
             base, kept: the global weight (out, in) and its 0-d factor; a base of None adds nothing.
             start: place of the weight in the update.
         """
-        width = right.shape[1]
+        out, width = pairs[0][0].shape[1], pairs[0][1].shape[1]
         rows = max(1, 16 * self.block // width)  # wider than a block of sums, for the product's sake
-        for begin in range(0, left.shape[1], rows):
-            part = left[:, begin : begin + rows].T @ right
+        for begin in range(0, out, rows):
+            part = pairs[0][0].new_zeros((min(rows, out - begin), width))
             if base is not None:
-                part = part + kept * base[begin : begin + rows]
-            self._accumulate(start + begin * width, part.reshape(-1).double().mul_(_GRID).round_())
+                torch.mul(kept, base[begin : begin + rows], out=part)
+            for left, right in pairs:
+                part.addmm_(left[:, begin : begin + rows].T, right)
+            self._accumulate(start + begin * width, part.view(-1).double().mul_(_GRID).round_())
 
     def merge(self, other: PartialAverage) -> None:
         """Add another partial average of the same cohort."""

@@ -1,7 +1,8 @@
 """Checkpoints: one safetensors file, written atomically, that continues a run bitwise. No pickle.
 
 Every random draw is a function of (seed, purpose, round, client), so the state of a run is the global vector, the
-algorithm's vectors and the number of the round; there is no generator to save.
+algorithm's vectors and the number of the round; there is no generator to save. The clients' vectors, which may be more
+than memory holds, stay in files of their own (`fedsim.client_state`); the checkpoint has the index of their rows.
 """
 
 import json
@@ -19,7 +20,15 @@ FILE = "checkpoint.safetensors"
 _FORMAT = 1
 
 # A resumed run may differ in these: where things lie, how it reports, and how long it runs.
-_MAY_DIFFER = ("checkpoint", "tracking", "server.num_rounds", "data.root", "data.cache_dir", "data.download")
+_MAY_DIFFER = (
+    "checkpoint",
+    "tracking",
+    "server.num_rounds",
+    "data.root",
+    "data.cache_dir",
+    "data.download",
+    "client_state",
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,6 +42,7 @@ class Checkpoint:
         uplink: what `fedsim.uplink.Uplink` keeps from round to round; empty where there is none.
         config: the run's resolved configuration, as plain values.
         dataset: `FederatedDataset.fingerprint` of its data.
+        clients: `ClientVectors.snapshot` of each of the clients' vectors, by name.
     """
 
     round: int
@@ -41,6 +51,7 @@ class Checkpoint:
     config: dict[str, Any]
     dataset: str
     uplink: dict[str, Tensor] = field(default_factory=dict)
+    clients: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     def save(self, directory: Path) -> None:
         """Write `directory/checkpoint.safetensors` in the place of the one before.
@@ -51,6 +62,8 @@ class Checkpoint:
         about = {"format": _FORMAT, "round": self.round, "config": self.config, "dataset": self.dataset}
         tensors = {"vector": self.vector, **{f"state.{name}": t for name, t in self.state.items()}}
         tensors |= {f"uplink.{name}": t for name, t in self.uplink.items()}
+        for name, index in self.clients.items():
+            tensors |= {f"clients.{name}.{part}": t for part, t in index.items()}
         tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         try:
             write_atomically(directory / FILE, lambda file: save_file(tensors, file, {"fedsim": json.dumps(about)}))
@@ -81,17 +94,19 @@ class Checkpoint:
         if about["format"] != _FORMAT:
             raise ValueError(f"{path} has checkpoint format {about['format']}, this version reads format {_FORMAT}")
         vector = tensors.pop("vector")
-        state, uplink = (
-            {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-            for prefix in ("state.", "uplink.")
-        )
+        clients: dict[str, dict[str, Tensor]] = {}
+        for key in [key for key in tensors if key.startswith("clients.")]:
+            name, part = key.removeprefix("clients.").rsplit(".", 1)
+            clients.setdefault(name, {})[part] = tensors.pop(key)
+        uplink = {key.removeprefix("uplink."): tensors.pop(key) for key in list(tensors) if key.startswith("uplink.")}
         return cls(
             round=about["round"],
             vector=vector,
-            state=state,
+            state={name.removeprefix("state."): tensor for name, tensor in tensors.items()},
             config=about["config"],
             dataset=about["dataset"],
             uplink=uplink,
+            clients=clients,
         )
 
     def check(self, config: dict[str, Any], dataset: str) -> None:

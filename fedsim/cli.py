@@ -93,6 +93,7 @@ def _job(cfg: DictConfig) -> float | None:
         local=config.local,
         server=config.server,
         evaluate=config.evaluate,
+        client_state=config.client_state,
         sampler=instantiate(config.sampler),
         aggregator=instantiate(config.aggregator),
         transforms=[instantiate(transform) for transform in config.transforms.values()],

@@ -4,24 +4,76 @@ Nothing is imported here but the standard library, so that the command line answ
 module may use these.
 """
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """A factor on a learning rate that changes from round to round; a function of the round alone.
+
+    Attributes:
+        kind: "constant"; "step" (times `factor` after every `every` rounds); "cosine" (from 1 down to `factor` over
+            `num_rounds` rounds, then constant; Loshchilov and Hutter 2017, without restarts); "inverse"
+            (1 / (1 + factor * (round - 1))).
+        factor: see `kind`.
+        every: rounds between the drops of "step".
+        num_rounds: length of "cosine"; a number of its own, for a resumed run may have another `server.num_rounds`.
+        warmup_rounds: rounds before, in which the factor rises linearly from 1 / (warmup_rounds + 1); `kind` begins
+            behind them.
+    """
+
+    kind: str = "constant"
+    factor: float = 0.1
+    every: int = 100
+    num_rounds: int = 100
+    warmup_rounds: int = 0
+
+    def __post_init__(self) -> None:
+        kinds = ("constant", "step", "cosine", "inverse")
+        if self.kind not in kinds:
+            raise ValueError(f"schedule.kind={self.kind!r} does not exist; choose one of {', '.join(kinds)}")
+        if not self.factor >= 0:
+            raise ValueError(f"schedule.factor must not be negative, got {self.factor}")
+        for name, least in (("every", 1), ("num_rounds", 1), ("warmup_rounds", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"schedule.{name} must be at least {least}, got {getattr(self, name)}")
+
+    def at(self, round: int) -> float:
+        """The factor of a round, from 1."""
+        if round <= self.warmup_rounds:
+            return round / (self.warmup_rounds + 1)
+        done = round - self.warmup_rounds - 1
+        if self.kind == "step":
+            return self.factor ** (done // self.every)
+        if self.kind == "cosine":
+            share = min(1.0, done / self.num_rounds)
+            return self.factor + (1 - self.factor) * (1 + math.cos(math.pi * share)) / 2
+        if self.kind == "inverse":
+            return 1 / (1 + self.factor * done)
+        return 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class LocalConfig:
-    """Local SGD, with the meaning of `torch.optim.SGD` (dampening 0) and `torch.nn.utils.clip_grad_norm_`.
+    """The local optimizer, with the meaning of torch.optim and of `torch.nn.utils.clip_grad_norm_`.
+
+    What an optimizer keeps, momentum for one, starts at zero for each client in every round.
 
     Attributes:
         num_epochs: passes over the client's samples; ignored when num_steps is set.
         num_steps: minibatch updates, over as many passes as that takes; None: num_epochs decides.
         batch_size: samples in a minibatch; the last one of a pass may be smaller and is kept. None: all of the
             client's samples in one.
+        optimizer: "sgd", "adam", "adamw" or "adagrad".
         learning_rate: eta.
-        momentum: 0 for none. A client's momentum starts at zero in every round.
-        nesterov: Nesterov's momentum.
-        weight_decay: added to the gradient as weight_decay * parameters.
+        momentum: of SGD (dampening 0); 0 for none.
+        nesterov: Nesterov's momentum, of SGD.
+        weight_decay: added to the gradient as weight_decay * parameters; AdamW's is decoupled from it.
         max_gradient_norm: gradients of a larger Euclidean norm are scaled down to it; None: no clipping.
+        beta1, beta2, epsilon: of Adam and AdamW; Adagrad has epsilon alone.
+        schedule: of the learning rate.
     """
 
     num_epochs: int = 1
@@ -32,6 +84,11 @@ class LocalConfig:
     nesterov: bool = False
     weight_decay: float = 0.0
     max_gradient_norm: float | None = None
+    optimizer: str = "sgd"
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
     def __post_init__(self) -> None:
         for name in ("num_epochs", "num_steps", "batch_size"):
@@ -42,12 +99,28 @@ class LocalConfig:
             raise ValueError(f"local.learning_rate must not be negative, got {self.learning_rate}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"local.momentum must be in [0, 1), got {self.momentum}")
+        optimizers = ("sgd", "adam", "adamw", "adagrad")
+        if self.optimizer not in optimizers:
+            raise ValueError(
+                f"local.optimizer={self.optimizer!r} does not exist; choose one of {', '.join(optimizers)}"
+            )
+        if self.optimizer != "sgd" and (self.momentum or self.nesterov):
+            raise ValueError(f"local.momentum and local.nesterov are of local.optimizer=sgd, not of {self.optimizer}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"local.{name} must be in [0, 1), got {getattr(self, name)}")
+        if not self.epsilon > 0:
+            raise ValueError(f"local.epsilon must be positive, got {self.epsilon}")
         if self.nesterov and self.momentum == 0:
             raise ValueError("local.nesterov needs local.momentum > 0")
         if not self.weight_decay >= 0:
             raise ValueError(f"local.weight_decay must not be negative, got {self.weight_decay}")
         if self.max_gradient_norm is not None and not self.max_gradient_norm > 0:
             raise ValueError(f"local.max_gradient_norm must be positive or null, got {self.max_gradient_norm}")
+
+    def at(self, round: int) -> "LocalConfig":
+        """These settings with the learning rate of a round, from 1."""
+        return replace(self, learning_rate=self.learning_rate * self.schedule.at(round))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +131,13 @@ class ServerConfig:
         num_rounds: rounds in total, those before a resume included.
         clients_per_round: a count (integer) or a fraction of all clients (a float up to 1.0).
         evaluate_every: rounds between evaluations on the test set; 0: only after the last round.
+        schedule: of the server's learning rate: a factor on how far a round moves the global parameters.
     """
 
     num_rounds: int = 100
     clients_per_round: int | float = 10
     evaluate_every: int = 10
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
     def __post_init__(self) -> None:
         if self.num_rounds < 1:
@@ -111,6 +186,24 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClientStateConfig:
+    """Where the vectors lie that clients keep from round to round; what does not fit lies in a file.
+
+    Attributes:
+        ram_gib: budget in RAM, in GiB.
+        device_gib: the same on a GPU.
+    """
+
+    ram_gib: float = 1.0
+    device_gib: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("ram_gib", "device_gib"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"client_state.{name} must not be negative, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
     """What is shown while a run goes on.
 
@@ -147,6 +240,7 @@ class Config:
     local: LocalConfig = field(default_factory=LocalConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    client_state: ClientStateConfig = field(default_factory=ClientStateConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 

@@ -14,7 +14,10 @@ its sampling, with z the standard deviation of the noise in units of the clippin
 
 import importlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
+
+import numpy as np
 
 NEIGHBOURS = {
     "poisson": "a client added or removed",
@@ -61,20 +64,30 @@ class Accountant:
     """
 
     def __init__(self, mechanism: Mechanism) -> None:
-        dp = _library()
-        relation = "ADD_OR_REMOVE_ONE" if mechanism.scheme == "poisson" else "REPLACE_ONE"
-        self.delta, self.library = mechanism.delta, importlib.import_module("dp_accounting.rdp")
-        accountant = self.library.RdpAccountant(neighboring_relation=dp.NeighboringRelation[relation])
-        accountant.compose(mechanism.event(), 1)
-        # Composition adds. The library would compute a round again each time it is added, which takes it up to a
-        # second, so the sum is made here.
-        self.orders, self.one_round = accountant._orders, accountant._rdp
+        self.delta = mechanism.delta
+        self.orders, self.one_round = _one_round(mechanism)
 
     def epsilon(self, num_rounds: int) -> float:
         """After `num_rounds` rounds."""
         if num_rounds == 0:
             return 0.0
-        return float(self.library.compute_epsilon(self.orders, num_rounds * self.one_round, self.delta)[0])
+        rdp = importlib.import_module("dp_accounting.rdp")
+        return float(rdp.compute_epsilon(self.orders, num_rounds * self.one_round, self.delta)[0])
+
+
+@lru_cache(maxsize=16)
+def _one_round(mechanism: Mechanism) -> tuple[np.ndarray, np.ndarray]:
+    """Orders, and the Rényi divergence of one round at each.
+
+    Composition adds these. The library would compute a round again each time it is added, which takes it up to a
+    second, so the sum is made here.
+    """
+    dp = _library()
+    relation = "ADD_OR_REMOVE_ONE" if mechanism.scheme == "poisson" else "REPLACE_ONE"
+    rdp = importlib.import_module("dp_accounting.rdp")
+    accountant = rdp.RdpAccountant(neighboring_relation=dp.NeighboringRelation[relation])
+    accountant.compose(mechanism.event(), 1)
+    return accountant._orders, accountant._rdp
 
 
 def _library() -> Any:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fedsim.aggregate import weight_scale
-from fedsim.algorithms.base import Algorithm
-from fedsim.config import ServerConfig
+from fedsim.algorithms.base import Algorithm, Round, ServerState, Setup, lengths, split
+from fedsim.config import ScheduleConfig, ServerConfig
 from fedsim.memory import peak_memory_bytes
 from fedsim.sampling import Sampler
 from fedsim.transport.base import Job, Transport
@@ -27,6 +27,8 @@ class Server:
         num_parameters: P.
         sizes: (C,) training samples of each client.
         algorithm, sampler, transport: what to do, with whom, and where.
+        draw: i -> (P + Q,) another initial model, for an algorithm that has several.
+        schedule: of the server's learning rate.
         seed: of the run.
         uplink: the server's side of what happens to updates; None: they are averaged, and no more.
     """
@@ -40,12 +42,15 @@ class Server:
         algorithm: Algorithm,
         sampler: Sampler,
         transport: Transport,
+        draw: Callable[[int], Tensor],
+        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008 (frozen)
         seed: int,
         uplink: Uplink | None = None,
     ) -> None:
         self.vector, self.num_parameters, self.sizes, self.seed = vector, num_parameters, sizes, seed
-        self.algorithm, self.sampler, self.transport, self.uplink = algorithm, sampler, transport, uplink
-        self.state = algorithm.server_init(vector)
+        self.algorithm, self.sampler, self.transport = algorithm, sampler, transport
+        self.schedule, self.uplink = schedule, uplink
+        self.state = algorithm.server_init(vector, Setup(num_parameters=num_parameters, sizes=sizes, draw=draw))
         self.round = 0
 
     def run_round(self) -> Metrics:
@@ -53,39 +58,86 @@ class Server:
         begin = time.perf_counter()
         round = self.round + 1
         cohort = self.sampler(self.seed, round)
-        weight = float(self.sizes[cohort].sum())
-        if weight == 0 and not (self.uplink and self.uplink.private):
+        if not self.sizes[cohort].any() and not (self.uplink and self.uplink.private):
             raise ValueError(f"round {round}: no client of the cohort has a training sample; sample more clients")
-        if self.uplink and self.uplink.equal_weights:
-            weight = float((self.sizes[cohort] > 0).sum())
-        if weight == 0:
-            assert self.uplink is not None
-            partial = self.uplink.empty()
-        else:
-            job = Job(round=round, cohort=cohort, broadcast=self.vector, scale=weight_scale(weight))
-            partial = self.transport.run_round(job)
-        sums = partial.metrics
-        if self.uplink is None:
-            mean, more = partial.mean, {"bytes_up": int(sums["clients"]) * self.vector.nbytes}
-        else:
-            mean, more = self.uplink.close(partial, round, cohort)
-        update_norm = torch.linalg.vector_norm(mean[: self.num_parameters]).item()
-        if not math.isfinite(update_norm):
-            raise ValueError(f"round {round}: the mean update is not finite; lower local.learning_rate")
-        self.state = self.algorithm.server_step(self.vector, mean, self.state)
+        state = self.state
+        bytes_up = 0
+        if self.algorithm.prelude is not None:
+            _, sums, state = self._step(round, cohort, state, self.algorithm.prelude)
+            bytes_up += sums["bytes_up"]
+        update_norm, sums, self.state = self._step(round, cohort, state, self.algorithm)
         self.round = round
         if self.uplink is not None:
             self.uplink.commit()
         return {
             "round": round,
-            "train_loss": sums["loss_sum"] / sums["samples"] if sums["samples"] else math.nan,
+            "train_loss": _mean_loss(sums),
             "update_norm": update_norm,
             "clients": int(sums["clients"]),
             "samples": int(sums["samples"]),
-            **more,
+            "bytes_up": int(bytes_up + sums["bytes_up"]),
+            **({} if self.uplink is None else self.uplink.figures),
             "seconds": time.perf_counter() - begin,
             "peak_memory_bytes": peak_memory_bytes(self.vector.device),
         }
+
+    def _weight(self, clients: np.ndarray, state: ServerState) -> float:
+        """Sum of the weights of those of the clients that have samples."""
+        clients = clients[self.sizes[clients] > 0]
+        if self.uplink is not None and self.uplink.equal_weights:
+            return float(len(clients))
+        samples = self.sizes[clients].astype(np.float64)
+        weights = self.algorithm.weights
+        return float((samples if weights is None else weights(clients, samples, self._seen(state))).sum())
+
+    def _seen(self, state: ServerState) -> ServerState:
+        """The server's vectors that clients see."""
+        return {name: state[name] for name in self.algorithm.broadcast}
+
+    def _step(
+        self, round: int, cohort: np.ndarray, state: ServerState, record: Algorithm
+    ) -> tuple[float, Metrics, ServerState]:
+        """Train the cohort and let the server step: the mean update's norm, sums of metrics, and the new state."""
+        weight, seen = self._weight(cohort, state), self._seen(state)
+        if weight == 0:
+            assert self.uplink is not None
+            partial = self.uplink.empty()
+        else:
+            job = Job(
+                round=round,
+                cohort=cohort,
+                broadcast=torch.cat([self.vector, *(v.reshape(-1).to(self.vector.dtype) for v in seen.values())])
+                if seen
+                else self.vector,
+                scale=weight_scale(weight),
+                prelude=record is not self.algorithm,
+            )
+            partial = self.transport.run_round(job)
+        sums, size = partial.metrics, len(self.vector)
+        if self.uplink is None:
+            mean = partial.take_mean()
+            sums = sums | {"bytes_up": sums["clients"] * len(mean) * self.vector.itemsize}
+        else:
+            mean = self.uplink.close(partial, round, cohort)
+            sums = sums | {"bytes_up": sums["clients"] * self.uplink.bytes_per_update}
+        update_norm = torch.linalg.vector_norm(mean[: self.num_parameters]).item()
+        if not math.isfinite(update_norm):
+            raise ValueError(f"round {round}: the mean update is not finite; lower local.learning_rate")
+        around = Round(
+            number=round,
+            num_parameters=self.num_parameters,
+            sums=split(mean[size:], lengths(record.sums, self.num_parameters, size)),
+            train_loss=_mean_loss(sums),
+            weight=weight,
+            total=lambda: self._weight(np.arange(len(self.sizes)), state),
+        )
+        factor = self.schedule.at(round)
+        before = None if factor == 1.0 else self.vector[: self.num_parameters].clone()
+        state = record.server_step(self.vector, mean[:size], state, around)
+        if before is not None:
+            parameters = self.vector[: self.num_parameters]
+            parameters.copy_(torch.lerp(before, parameters, factor))
+        return update_norm, sums, state
 
     def rounds(self, config: ServerConfig, evaluate: Callable[[bool], Metrics]) -> Iterator[Metrics]:
         """Run to the last round; yields each round's metrics, with `evaluate(last)` in the rounds that are due."""
@@ -97,3 +149,8 @@ class Server:
                 metrics |= evaluate(last)
                 metrics["evaluate_seconds"] = time.perf_counter() - begin
             yield metrics
+
+
+def _mean_loss(sums: Metrics) -> float:
+    """Over the samples seen; NaN where nobody came."""
+    return sums["loss_sum"] / sums["samples"] if sums["samples"] else math.nan

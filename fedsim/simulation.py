@@ -16,9 +16,11 @@ import torch
 from torch import nn
 
 from fedsim.algorithms import Algorithm, fedavg
+from fedsim.algorithms.base import update_size
 from fedsim.attacks import Attack
 from fedsim.checkpoint import Checkpoint
-from fedsim.config import CheckpointConfig, EvaluateConfig, LocalConfig, ServerConfig, TrackingConfig
+from fedsim.client_state import ClientVectors
+from fedsim.config import CheckpointConfig, ClientStateConfig, EvaluateConfig, LocalConfig, ServerConfig, TrackingConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.evaluate import Evaluator, spread
 from fedsim.pooling import pool_in_pairs
@@ -63,6 +65,7 @@ class Simulation:
         local: what a client does.
         server: rounds, cohort size, how often to evaluate.
         evaluate: what is evaluated.
+        client_state: memory for the vectors that clients keep.
         sampler: sampler(population, clients_per_round) -> who trains in a round.
         trainer: trainer(dataset, model, algorithm, local, seed=...) -> the trainer; with transforms, an attack or a
             robust aggregator it is also given uplink=....
@@ -85,6 +88,7 @@ class Simulation:
         local: LocalConfig = LocalConfig(),  # noqa: B008 (frozen)
         server: ServerConfig = ServerConfig(),  # noqa: B008
         evaluate: EvaluateConfig = EvaluateConfig(),  # noqa: B008
+        client_state: ClientStateConfig = ClientStateConfig(),  # noqa: B008
         sampler: Callable[[Population, int | float], Sampler] = uniform,
         trainer: Callable[..., Trainer] = SerialTrainer,
         aggregator: Aggregator | None = None,
@@ -108,28 +112,37 @@ class Simulation:
         module = _initialise(model, dataset, seed)
         self.model = FlatModel(pool_in_pairs(module) if where.type == "cpu" else module, where)
         drawn = sampler(Population(sizes=dataset.train.sizes, losses=self._losses), server.clients_per_round)
-        plain = aggregator == mean() and not transforms and attack is None
-        self.uplink = (
-            None
-            if plain
-            else Uplink(
+        self.uplink: Uplink | None = None
+        if aggregator != mean() or transforms or attack is not None:
+            if algorithm.prelude is not None:
+                raise ValueError(
+                    f"algorithm={algorithm.name} sends two messages a round, and transforms, attacks and aggregators "
+                    "are for one: choose another algorithm, or aggregator=mean without the others"
+                )
+            self.uplink = Uplink(
                 transforms=transforms,
                 aggregator=aggregator,
                 attack=attack,
                 sampler=drawn,
                 num_clients=dataset.num_clients,
-                vector=self.model.vector,
+                size=update_size(algorithm, self.model.layout),
+                like=self.model.vector,
                 seed=seed,
             )
-        )
         extra = {} if self.uplink is None else {"uplink": self.uplink}
         self.trainer = trainer(dataset, self.model, algorithm, local, seed=seed, **extra)
+        kept = [self.trainer.clients, *(self.uplink.memories if self.uplink is not None else ())]
+        self.client_states: dict[str, ClientVectors] = {state.name: state for state in kept if state is not None}
+        for state in self.client_states.values():
+            state.limit(int(client_state.ram_gib * 2**30), int(client_state.device_gib * 2**30))
         self.server = Server(
             self.model.vector.clone(),
             self.model.num_parameters,
             dataset.train.sizes,
             algorithm=algorithm,
             sampler=drawn,
+            draw=lambda i: _draw(model, dataset, seed, i).to(where),
+            schedule=server.schedule,
             transport=InProcess(self.trainer, dataset.train, local, seed=seed),
             seed=seed,
             uplink=self.uplink,
@@ -198,7 +211,14 @@ class Simulation:
             config=config,
             dataset=self.dataset.fingerprint(),
             uplink={} if self.uplink is None else self.uplink.snapshot(),
+            clients={name: state.snapshot() for name, state in self.client_states.items()},
         )
+
+    def save(self, directory: Path, config: dict[str, Any]) -> None:
+        """Write the checkpoint of the last finished round into `directory`."""
+        self.checkpoint(config).save(directory)
+        for state in self.client_states.values():
+            state.confirm()
 
     def restore(self, checkpoint: Checkpoint, config: dict[str, Any]) -> None:
         """Continue from a checkpoint of the same run.
@@ -212,14 +232,23 @@ class Simulation:
         self.server.round = checkpoint.round
         if self.uplink is not None:
             self.uplink.restore(checkpoint.uplink)
+        for name, state in self.client_states.items():
+            state.restore(checkpoint.clients.get(name, {}))
 
 
-def _initialise(model: nn.Module | ModelFactory, dataset: FederatedDataset, seed: int) -> nn.Module:
+def _initialise(model: nn.Module | ModelFactory, dataset: FederatedDataset, seed: int, draw: int = 0) -> nn.Module:
     if isinstance(model, nn.Module):
         return model
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(torch_stream(seed, "initialise").initial_seed())
+        torch.manual_seed(torch_stream(seed, "initialise", draw).initial_seed())
         return model(dataset.input_shape, dataset.num_classes)
+
+
+def _draw(model: nn.Module | ModelFactory, dataset: FederatedDataset, seed: int, draw: int) -> torch.Tensor:
+    """(P + Q,) one more initial model, drawn as the first one (number 0) was."""
+    if isinstance(model, nn.Module):
+        raise ValueError("this algorithm draws several initial models: give a model factory, not a module")
+    return FlatModel(_initialise(model, dataset, seed, draw)).vector
 
 
 def record(
@@ -246,6 +275,9 @@ def record(
     """
     config = config or {}
     server, num_rounds = simulation.server, simulation.config.num_rounds
+    states = simulation.client_states
+    for state in states.values() if checkpoint.every else ():
+        state.locate(directory / "client_state")
     if checkpoint.resume is not None:
         device = str(server.vector.device)
         simulation.restore(Checkpoint.load(directory, device), config)
@@ -260,13 +292,15 @@ def record(
                 progress.log(metrics)
                 if checkpoint.due(server.round, num_rounds):
                     files.sync()
-                    simulation.checkpoint(config).save(directory)
+                    simulation.save(directory, config)
                     saved = server.round
         except KeyboardInterrupt:
             logged = files.rows[-1]["round"] if files.rows else 0
             if checkpoint.every and server.round > saved and server.round == logged:
+                for state in states.values():
+                    state.rollback()
                 files.sync()
-                simulation.checkpoint(config).save(directory)
+                simulation.save(directory, config)
             raise
     summary = {
         **(about or {}),
@@ -284,6 +318,11 @@ def record(
     }
     if simulation.uplink is not None:
         summary |= simulation.uplink.summary(server.round)
+    if states:
+        summary["client_state"] = {
+            name: {"clients": len(state), "row_bytes": state.row_bytes, "file_bytes": state.file_bytes}
+            for name, state in states.items()
+        }
     if evaluate.clients:
         clients = simulation.clients()
         files.write_clients(clients)

@@ -3,9 +3,7 @@
 Each client minimises its loss + (mu / 2) ||w - w_global||^2, whose gradient adds mu (w - w_global).
 """
 
-from torch import Tensor
-
-from fedsim.algorithms.base import Algorithm
+from fedsim.algorithms.base import Algorithm, Clients
 
 
 def fedprox(proximal_weight: float = 0.01) -> Algorithm:
@@ -17,7 +15,7 @@ def fedprox(proximal_weight: float = 0.01) -> Algorithm:
     if not proximal_weight >= 0:
         raise ValueError(f"algorithm.proximal_weight must not be negative, got {proximal_weight}")
 
-    def gradient(gradient: Tensor, local: Tensor, broadcast: Tensor) -> Tensor:
-        return gradient.add(local - broadcast, alpha=proximal_weight)
+    def step(clients: Clients) -> None:
+        clients.descend(clients.gradient().add_(clients.model - clients.start, alpha=proximal_weight))
 
-    return Algorithm(name="fedprox", gradient=gradient)
+    return Algorithm(name="fedprox", step=step)

@@ -1,8 +1,13 @@
-"""Gradients of K slots in one call: `vmap(grad(functional_call))`, traced once."""
+"""Gradients of K slots in one call: autograd through `vmap(functional_call)`, traced once.
+
+The slots share no leaf, so the gradient of the sum of their losses holds each slot's own gradient. That is the
+result of `vmap(grad(...))`, without `torch.func.grad`, which imports the compiler: 150 MiB and two seconds.
+"""
 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -77,12 +82,9 @@ class SlotGradient:
         self.twin = batched_twin(module, factored)
         self.layers = {n: m for n, m in self.twin.named_modules() if isinstance(m, FactoredLinear)}
         self.fixed: Named = {n: b for n, b in self.twin.named_buffers() if not b.is_floating_point()}
-        slot = vmap(
-            grad(self._slot, argnums=(0, 1), has_aux=True),
-            in_dims=(0, 0, 0, None, 0, 0, 0, 0, 0, 0, 0),
-            randomness="different" if stochastic else "error",
-        )
-        self.slot, self.traced, self.stochastic = slot, traced, stochastic
+        self.in_dims = (0, 0, 0, None, 0, 0, 0, 0, 0, 0, 0)
+        self.randomness = "different" if stochastic else "error"
+        self.traced, self.stochastic = traced, stochastic
         self.function: Callable[..., Any] | None = None
 
     def _slot(
@@ -117,6 +119,21 @@ class SlotGradient:
         seen = {name: layer.seen for name, layer in self.layers.items()}
         return loss_sum / mask.sum().clamp(min=1.0), (loss_sum.detach(), updated, seen)
 
+    def _by_autograd(self, parameters: Named, probes: Named, *others: Any) -> tuple[tuple[Named, Named], Any]:
+        """Gradients of all slots' mean losses by parameter and probe, and what else `_slot` gives."""
+        with torch.enable_grad():
+            leaves, structure = pytree.tree_flatten((parameters, probes))
+            leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+            forward = vmap(self._slot, in_dims=self.in_dims, randomness=self.randomness)
+            losses, rest = forward(*pytree.tree_unflatten(leaves, structure), *others)
+            gradients = torch.autograd.grad(losses.sum(), leaves, allow_unused=True, materialize_grads=True)
+        return pytree.tree_unflatten(list(gradients), structure), pytree.tree_map(torch.Tensor.detach, rest)
+
+    def _by_functorch(self, *arguments: Any) -> tuple[tuple[Named, Named], Any]:
+        """The same. It takes composite operations apart (an LSTM), which plain autograd leaves to vmap whole."""
+        step = grad(self._slot, argnums=(0, 1), has_aux=True)
+        return vmap(step, in_dims=self.in_dims, randomness=self.randomness)(*arguments)
+
     def __call__(self, slots: Slots, bases: Named, x: Tensor, y: Tensor, counts: Tensor) -> Gradients:
         """Gradients of the minibatches x (n, B, ...), y (n, B, ...), of which the first counts (n,) rows count.
 
@@ -138,33 +155,71 @@ class SlotGradient:
             y,
             mask,
         )
-        try:
-            if self.function is None:
-                self.function = self._checked_trace(arguments) if self.traced else self.slot
-            with torch.no_grad():
-                (parameters, at_probes), (loss_sums, buffers, seen) = self.function(*arguments)
-        except RuntimeError as error:
-            text = str(error).split("\n")[0]
-            raise ValueError(
-                f"trainer=vectorized cannot train {type(self.twin).__name__} side by side ({text}); use trainer=serial"
-            ) from error
+        if self.function is None:
+            self.function = self._prepare(arguments)
+        with torch.no_grad():
+            (parameters, at_probes), (loss_sums, buffers, seen) = self.function(*arguments)
         return Gradients(loss_sums=loss_sums, parameters=parameters, buffers=buffers, seen=seen, probes=at_probes)
 
-    def _checked_trace(self, arguments: tuple[Any, ...]) -> Callable[..., Any]:
-        """The traced function, if the first call proves that it computes the same; else the function itself."""
-        one, two = (0,), (0, 1)
-        changing = (one, one, one, (), one, two, two, two, one, one, one)
-        try:
-            traced = trace(self.slot, arguments, changing)
-            found, expected = (pytree.tree_leaves(function(*arguments)) for function in (traced, self.slot))
-        except Exception as error:
-            log.warning("the batched step could not be traced and runs slower (%s)", str(error).split("\n")[0])
-            return self.slot
+    def _prepare(self, arguments: tuple[Any, ...]) -> Callable[..., Any]:
+        """The function that every step calls: traced, if a trial at other sizes proves that the trace is right."""
+        cuda = [arguments[-1].device] if arguments[-1].is_cuda else []
+        with torch.random.fork_rng(cuda):
+            trial = self._example(arguments, 4, 3, 5)
+            reasons = []
+            for function in (self._by_autograd, self._by_functorch):
+                try:
+                    expected = function(*trial)
+                    break
+                except RuntimeError as error:
+                    reasons.append(str(error).split("\n")[0])
+            else:
+                raise ValueError(
+                    f"trainer=vectorized cannot train {type(self.twin).__name__} side by side ({reasons[-1]}); "
+                    "use trainer=serial"
+                )
+            if not self.traced:
+                return function
+            try:
+                traced = trace(function, partial(self._example, arguments))
+                found = traced(*trial)
+            except Exception as error:
+                log.warning("the batched step could not be traced and runs slower (%s)", str(error).split("\n")[0])
+                return function
         # the same operations in the same order: anything but rounding means that a size was misread
         same = all(
-            torch.allclose(f, e, rtol=1e-3, atol=1e-5, equal_nan=True) for f, e in zip(found, expected, strict=True)
+            torch.allclose(f, e, rtol=1e-3, atol=1e-5, equal_nan=True)
+            for f, e in zip(pytree.tree_leaves(found), pytree.tree_leaves(expected), strict=True)
         )
         if not (same or self.stochastic):
             log.warning("the traced step differs from the step itself, which runs instead, slower")
-            return self.slot
+            return function
         return traced
+
+    @staticmethod
+    def _example(arguments: tuple[Any, ...], n: int, history: int, batch: int) -> tuple[Any, ...]:
+        """Arguments of other sizes in the same layout: the same slots and samples over and over, and some history."""
+        parameters, probes, buffers, bases, kept, *past, x, y, mask = arguments
+        generator = torch.Generator(mask.device).manual_seed(0)
+
+        def slots(v: Tensor) -> Tensor:
+            """Slots lie apart in memory, as in a larger matrix: what is a view here is one there."""
+            values = repeat(v, n).reshape(n, -1)
+            apart = values.new_empty((n, values.shape[1] + 1))[:, :-1]
+            return apart.copy_(values).view(n, *v.shape[1:])
+
+        def repeat(v: Tensor, *sizes: int) -> Tensor:
+            for dim, size in enumerate(sizes):
+                v = v.index_select(dim, torch.arange(size, device=v.device) % v.shape[dim])
+            return v
+
+        def draw(v: Tensor) -> Tensor:
+            shape = (n, history + 1, *v.shape[2:])
+            drawn = torch.randn(shape, generator=generator, device=v.device, dtype=v.dtype) / history
+            return drawn[:, :history]
+
+        parameters, buffers, kept = pytree.tree_map(slots, (parameters, buffers, kept))
+        probes, x, y = pytree.tree_map(lambda v: repeat(v, n, batch), (probes, x, y))
+        counts = batch - torch.arange(n, device=mask.device) % 3
+        mask = (torch.arange(batch, device=mask.device) < counts[:, None]).to(mask.dtype)
+        return (parameters, probes, buffers, bases, kept, *pytree.tree_map(draw, past), x, y, mask)

@@ -31,6 +31,7 @@ class Plan:
         rows: (T, K, B) int64 rows of the dataset; a minibatch fills its places from the front.
         counts: (T, K) int64 samples in the minibatch; 0 where the slot is idle. At every step the busy slots are
             the first ones.
+        prelude: whether this is the pass that goes before (`Algorithm.prelude`).
     """
 
     round: int
@@ -41,6 +42,7 @@ class Plan:
     steps: np.ndarray
     rows: np.ndarray
     counts: np.ndarray
+    prelude: bool = False
 
     @property
     def num_slots(self) -> int:
@@ -48,7 +50,14 @@ class Plan:
 
 
 def make_plan(
-    split: Split, cohort: np.ndarray, local: LocalConfig, *, seed: int, round: int, num_slots: int = 1
+    split: Split,
+    cohort: np.ndarray,
+    local: LocalConfig,
+    *,
+    seed: int,
+    round: int,
+    num_slots: int = 1,
+    prelude: bool = False,
 ) -> Plan:
     """Plan a round.
 
@@ -59,6 +68,7 @@ def make_plan(
         seed: the run's seed.
         round: the round, from 1.
         num_slots: K, clients that train side by side; 1 is the serial trainer.
+        prelude: plan one pass over each client's samples, whatever `local` says of epochs and steps.
 
     Raises:
         ValueError: no client of the cohort has a sample.
@@ -73,7 +83,12 @@ def make_plan(
 
     batch = int(sizes[0]) if local.batch_size is None else min(local.batch_size, int(sizes[0]))
     steps_per_epoch = -(-sizes // batch)
-    steps = steps_per_epoch * local.num_epochs if local.num_steps is None else np.full_like(sizes, local.num_steps)
+    if prelude:
+        steps = steps_per_epoch
+    elif local.num_steps is None:
+        steps = steps_per_epoch * local.num_epochs
+    else:
+        steps = np.full_like(sizes, local.num_steps)
     slot, start = _assign(steps, min(num_slots, len(cohort)))
 
     num_epochs = -(-steps // steps_per_epoch)
@@ -101,6 +116,7 @@ def make_plan(
         steps=steps,
         rows=rows,
         counts=counts,
+        prelude=prelude,
     )
 
 

@@ -5,15 +5,18 @@ the activations of one minibatch. There is no DataLoader, no copy of the model p
 device before the round has ended.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fedsim.aggregate import OnlineAverage, PartialAverage
-from fedsim.algorithms.base import Algorithm
+from fedsim.algorithms.base import Algorithm, client_weights, update_size
+from fedsim.client_state import ClientVectors
 from fedsim.config import LocalConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.data.resident import ResidentSplit
 from fedsim.rng import torch_stream
+from fedsim.train.hooked import ClientMemory, HookedSlots, SerialGradient
 from fedsim.train.outcome import summarise
 from fedsim.train.plan import Plan
 from fedsim.train.step import SerialStep, is_stochastic
@@ -30,7 +33,7 @@ class SerialTrainer:
     Args:
         dataset: the clients' samples.
         model: the shared model; its device is where training runs. Its vector is overwritten.
-        algorithm: the gradient hook.
+        algorithm: what its clients do.
         local: the optimizer's settings.
         seed: the run's seed, for dropout.
         uplink: where updates go; None: into their mean.
@@ -50,21 +53,52 @@ class SerialTrainer:
     ) -> None:
         self.dataset, self.model, self.seed, self.uplink = dataset, model, seed, uplink
         self.data = ResidentSplit(dataset, dataset.train, model.device)
-        self.step = SerialStep(model, algorithm, local)
+        self.algorithm, self.local, self.memory = algorithm, local, ClientMemory(algorithm, model)
+        self.plain = SerialStep(model, local)
         self.stochastic = is_stochastic(model.module)
 
+    @property
+    def clients(self) -> ClientVectors | None:
+        """What the clients keep; None where the algorithm keeps nothing."""
+        return self.memory.vectors
+
     def train(self, plan: Plan, broadcast: Tensor, scale: float) -> PartialAverage:
-        """Train every client of the plan from `broadcast` (P + Q,) and average the updates.
+        """Train every client of the plan from `broadcast` (P + Q + ...,) and average the updates.
 
         Raises:
             ValueError: a client's loss or update is not finite.
         """
+        with self.memory.settled():
+            return self._train(plan, broadcast, scale)
+
+    def _train(self, plan: Plan, broadcast: Tensor, scale: float) -> PartialAverage:
         assert plan.num_slots == 1
         self.model.module.train()
+        record = self.algorithm.prelude if plan.prelude else self.algorithm
+        assert record is not None, "this algorithm has no prelude"
+        local = self.local.at(plan.round)
+        layout = self.model.layout
         if self.uplink is None:
-            average = OnlineAverage(len(broadcast), scale=scale, device=broadcast.device)
+            average = OnlineAverage(update_size(record, layout), scale=scale, device=broadcast.device)
         else:
             average = self.uplink.open(plan.round, plan.clients, scale)
+        weights = client_weights(self.algorithm, layout, plan.clients, plan.weights, broadcast).tolist()
+        slots, start = None, broadcast[: layout.size]
+        if record.hooked or local.optimizer != "sgd":
+            gradient, rows = SerialGradient(self.model), self.model.vector.view(1, -1)
+            slots = HookedSlots(
+                self.model,
+                record,
+                self.algorithm,
+                self.memory,
+                local,
+                gradient,
+                rows=rows,
+                broadcast=broadcast,
+                plan=plan,
+            )
+        else:
+            self.plain.local = local
         # one place for every client's figures: small tensors kept until the end would pin the heap's pages
         loss_sums, squared_norms = broadcast.new_empty((2, len(plan.clients)))
         rows = self.data.rows(plan.rows[:, 0])
@@ -77,20 +111,27 @@ class SerialTrainer:
             for i, client in enumerate(plan.clients.tolist()):
                 if self.stochastic:
                     torch.manual_seed(torch_stream(self.seed, "dropout", plan.round, client).initial_seed())
-                self.model.load(broadcast)
-                self.step.begin()
+                if slots is None:
+                    self.model.load(start)
+                    self.plain.begin()
+                else:
+                    slots.begin(slice(0, 1), np.array([i]))
                 first, end = int(plan.start[i]), int(plan.start[i] + plan.steps[i])
                 losses = []
-                for start in range(first, end, block):
-                    stop = min(start + block, end)
-                    inputs, targets = self.data.gather(rows[start:stop].reshape(-1))
-                    for at, count in zip(range(0, len(inputs), batch), counts[start:stop], strict=True):
-                        minibatch = slice(at, at + count)
-                        losses.append(self.step(inputs[minibatch], targets[minibatch], broadcast))
+                for begin in range(first, end, block):
+                    stop = min(begin + block, end)
+                    inputs, targets = self.data.gather(rows[begin:stop].reshape(-1))
+                    for at, count in zip(range(0, len(inputs), batch), counts[begin:stop], strict=True):
+                        x, y = inputs[at : at + count], targets[at : at + count]
+                        if slots is None:
+                            losses.append(self.plain(x, y))
+                        else:
+                            losses.append(slots.advance(1, x[None], y[None], torch.tensor([count]))[0] / count)
                 loss_sums[i] = torch.stack(losses) @ counts_on_device[first:end]
-                weight = float(plan.weights[i])
-                if isinstance(average, OnlineAverage):
-                    squared_norms[i] = average.add(self.model.vector, broadcast, weight)
+                if slots is not None:
+                    squared_norms[i] = slots.fold([0], [weights[i]], average)[0]
+                elif isinstance(average, OnlineAverage):
+                    squared_norms[i] = average.add(self.model.vector, start, weights[i])
                 else:
-                    squared_norms[i] = average.add([client], (self.model.vector - broadcast)[None], [weight])[0]
+                    squared_norms[i] = average.add([client], (self.model.vector - start)[None], [weights[i]])[0]
         return average.result(summarise(plan, self.dataset.client_ids, loss_sums, squared_norms))

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from fedsim.aggregate import OnlineAverage
-from fedsim.algorithms.base import Algorithm
 from fedsim.config import LocalConfig
-from fedsim.train.gradient import Gradients, Slots
+from fedsim.train.gradient import Gradients, SlotGradient, Slots
 from fedsim.train.step import Tensors, clip_, sgd_
 from fedsim.vector import FlatModel
+
+# Rows of history multiplied at once when slots are folded.
+_PRODUCT_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,11 @@ class SlotState:
     Args:
         model: for its layout.
         factored: names of the factored linear layers, with (out, in).
+        gradient: of n slots.
         num_slots: K.
         num_steps: steps of the longest client; its history must fit.
         batch: B.
-        algorithm, local: the rule of a step.
+        local: the rule of a step.
         broadcast: (P + Q,) where every client starts.
     """
 
@@ -42,15 +45,15 @@ class SlotState:
         self,
         model: FlatModel,
         factored: dict[str, tuple[int, int]],
+        gradient: SlotGradient,
         *,
         num_slots: int,
         num_steps: int,
         batch: int,
-        algorithm: Algorithm,
         local: LocalConfig,
         broadcast: Tensor,
     ) -> None:
-        self.algorithm, self.local, self.broadcast, self.batch = algorithm, local, broadcast, batch
+        self.gradient, self.local, self.batch = gradient, local, batch
         weights = {f"{name}.weight" if name else "weight" for name in factored}
         views = model.layout.views(broadcast)
         self.bases = {name: views[f"{name}.weight" if name else "weight"] for name in factored}
@@ -83,8 +86,8 @@ class SlotState:
         self.taken = np.zeros(num_slots, np.int64)  # steps that the slot's client has taken
         self.touched = 0  # steps of history that have been written by any slot
 
-    def begin(self, slots: Tensor | slice) -> None:
-        """New clients start in these slots: the global model, no momentum, no history."""
+    def begin(self, slots: Tensor | slice, arriving: np.ndarray) -> None:
+        """New clients start in these slots: the global model, no momentum, no history; who they are changes nothing."""
         self.rows[slots] = self.start
         if self.momentum is not None:
             self.momentum[slots] = 0.0
@@ -113,6 +116,16 @@ class SlotState:
             gradients={name: h[:n].flatten(1, 2)[:, :rows] for name, h in self.gradients.items()},
         )
 
+    def advance(self, n: int, x: Tensor, y: Tensor, counts: Tensor) -> Tensor:
+        """One step of the first n slots on minibatches x (n, B, ...), y (n, B, ...), of which counts (n,) count.
+
+        Returns:
+            (n,) sums of the losses before the step.
+        """
+        found = self.gradient(self.arguments(n), self.bases, x, y, counts)
+        self.step(n, found)
+        return found.loss_sums
+
     def step(self, n: int, found: Gradients) -> None:
         """Move the first n slots along their gradients."""
         local = self.local
@@ -122,17 +135,11 @@ class SlotState:
         parameters: list[Tensor] = []
         gradients: list[Tensor] = []
         momenta: list[Tensor] | None = None if not local.momentum else []
-        if self.algorithm.gradient is None:
-            for c in self.parameter_columns:
-                parameters.append(self.rows[:n, c.start : c.stop])
-                gradients.append(found.parameters[c.name].reshape(n, -1))
-                if momenta is not None and self.momentum is not None:
-                    momenta.append(self.momentum[:n, c.start : c.stop])
-        else:
-            whole = torch.cat([found.parameters[c.name].reshape(n, -1) for c in self.parameter_columns], dim=1)
-            rows, size = self.rows[:n, : self.num_trained], self.num_trained
-            parameters, gradients = [rows], [self.algorithm.gradient(whole, rows, self.broadcast[:size])]
-            momenta = None if self.momentum is None else [self.momentum[:n]]
+        for c in self.parameter_columns:
+            parameters.append(self.rows[:n, c.start : c.stop])
+            gradients.append(found.parameters[c.name].reshape(n, -1))
+            if momenta is not None and self.momentum is not None:
+                momenta.append(self.momentum[:n, c.start : c.stop])
         if self.history:
             # A weight moves by the same rule in its coordinates, where the gradient of this step is a unit vector.
             slots = torch.arange(n, device=self.rows.device)
@@ -174,24 +181,39 @@ class SlotState:
     def fold(self, slots: list[int], weights: list[float], average: OnlineAverage) -> Tensor:
         """Stream the updates of these slots into the average; (len(slots),) squared norms of their whole columns."""
         index = torch.tensor(slots, device=self.rows.device)
-        differences = self.rows[index] - self.start
+        squares = self.rows.new_zeros(len(slots))
         for c in _runs(self.columns):
-            average.add_rows(differences[:, c.start : c.stop], weights, c.vector_start)
-        share = differences.new_tensor(weights) / average.scale
+            own = slice(c.start, c.stop)
+            squares += average.add_some(self.rows[:, own], index, self.start[own], weights, c.vector_start)
+        share = self.rows.new_tensor(weights) / average.scale
         coordinates = self.coordinates[index] * share[:, None]
         kept = coordinates[:, 0].sum() - share.sum()  # (a - 1) W_0, summed over the slots
-        steps = self.taken[slots].tolist()
         for name, base in self.bases.items():
-            d = torch.cat(
-                [
-                    (self.gradients[name][s, :t] * coordinates[i, 1 : 1 + t, None, None]).flatten(0, 1)
-                    for i, (s, t) in enumerate(zip(slots, steps, strict=True))
+            pairs = []
+            for group in _grouped(slots, self.taken[slots] * self.batch):
+                d = [
+                    self.gradients[name][slots[i], : self.taken[slots[i]]]
+                    * coordinates[i, 1 : 1 + self.taken[slots[i]], None, None]
+                    for i in group
                 ]
-            )
-            x = torch.cat([self.inputs[name][s, :t].flatten(0, 1) for s, t in zip(slots, steps, strict=True)])
-            average.add_product(d, x, base if self.local.weight_decay else None, kept, self.places[name])
+                x = [self.inputs[name][slots[i], : self.taken[slots[i]]].flatten(0, 1) for i in group]
+                pairs.append((torch.cat(d).flatten(0, 1), x[0] if len(x) == 1 else torch.cat(x)))
+            average.add_product(pairs, base if self.local.weight_decay else None, kept, self.places[name])
         average.add_weight(weights)
-        return torch.linalg.vector_norm(differences, dim=1).square()
+        return squares
+
+
+def _grouped(slots: list[int], rows: np.ndarray) -> list[list[int]]:
+    """Indices of slots in groups of `_PRODUCT_ROWS` or more rows of history, so that no product is thin."""
+    groups: list[list[int]] = [[]]
+    total = 0
+    for i in range(len(slots)):
+        if total >= _PRODUCT_ROWS:
+            groups.append([])
+            total = 0
+        groups[-1].append(i)
+        total += int(rows[i])
+    return groups
 
 
 def _runs(columns: list[_Column]) -> list[_Column]:

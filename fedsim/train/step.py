@@ -7,7 +7,6 @@ layers' views of one client's vector, or of K clients' with the slot as first di
 import torch
 from torch import Tensor, nn
 
-from fedsim.algorithms.base import Algorithm
 from fedsim.config import LocalConfig
 from fedsim.objective import cross_entropy
 from fedsim.vector import FlatModel
@@ -25,8 +24,17 @@ def clip_(gradients: Tensors, norm: Tensor, max_norm: float) -> None:
         gradient.mul_(scale.view([-1] + [1] * (gradient.dim() - 1)) if norm.dim() else scale)
 
 
-def sgd_(parameters: Tensors, gradients: Tensors, momenta: Tensors | None, local: LocalConfig) -> None:
-    """One SGD step: moves `parameters` and `momenta` in place and may overwrite `gradients`."""
+def sgd_(
+    parameters: Tensors,
+    gradients: Tensors,
+    momenta: Tensors | None,
+    local: LocalConfig,
+    learning_rate: float | None = None,
+) -> None:
+    """One SGD step: moves `parameters` and `momenta` in place and may overwrite `gradients`.
+
+    A learning rate of None is `local.learning_rate`.
+    """
     if local.weight_decay:
         torch._foreach_add_(gradients, parameters, alpha=local.weight_decay)
     if momenta is not None:
@@ -36,40 +44,33 @@ def sgd_(parameters: Tensors, gradients: Tensors, momenta: Tensors | None, local
             torch._foreach_add_(gradients, momenta, alpha=local.momentum)
         else:
             gradients = momenta
-    torch._foreach_add_(parameters, gradients, alpha=-local.learning_rate)
+    torch._foreach_add_(parameters, gradients, alpha=-(local.learning_rate if learning_rate is None else learning_rate))
 
 
 class SerialStep:
-    """The step of one client on the shared model: plain autograd, then `sgd_`.
+    """The step of one client on the shared model: plain autograd, then `sgd_`, each layer a tensor by itself.
 
     Memory besides the model: the gradient, and the momentum where there is one.
     """
 
-    def __init__(self, model: FlatModel, algorithm: Algorithm, local: LocalConfig) -> None:
-        self.model, self.algorithm, self.local = model, algorithm, local
-        self.vector = model.vector[: model.num_parameters]
-        self.momentum = torch.zeros_like(self.vector) if local.momentum else None
-        entries = model.layout.parameters
-        # an algorithm's own gradient is made of whole vectors; else each layer is a tensor by itself
-        self.parameters: list[Tensor] = [*model.parameters] if algorithm.gradient is None else [self.vector]
-        if self.momentum is None or algorithm.gradient is not None:
-            self.momenta = None if self.momentum is None else [self.momentum]
-        else:
-            self.momenta = [self.momentum[e.start : e.stop].view(e.shape) for e in entries]
+    def __init__(self, model: FlatModel, local: LocalConfig) -> None:
+        self.model, self.local = model, local
+        self.parameters: list[Tensor] = [*model.parameters]
+        self.momentum = torch.zeros_like(model.vector[: model.num_parameters]) if local.momentum else None
+        self.momenta = None
+        if self.momentum is not None:
+            self.momenta = [self.momentum[e.start : e.stop].view(e.shape) for e in model.layout.parameters]
 
     def begin(self) -> None:
         """A new client starts: its momentum is zero."""
         if self.momentum is not None:
             self.momentum.zero_()
 
-    def __call__(self, inputs: Tensor, targets: Tensor, broadcast: Tensor) -> Tensor:
+    def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """One minibatch; returns the mean loss before the step (0-d, on the device)."""
         loss = cross_entropy(self.model.module(inputs), targets).mean()
         gradients: Tensors = torch.autograd.grad(loss, self.model.parameters, allow_unused=True, materialize_grads=True)
         with torch.no_grad():
-            if self.algorithm.gradient is not None:
-                flat = torch.cat([g.reshape(-1) for g in gradients])
-                gradients = [self.algorithm.gradient(flat, self.vector, broadcast[: len(flat)])]
             if self.local.max_gradient_norm is not None:
                 norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
                 clip_(gradients, norm, self.local.max_gradient_norm)

@@ -1,131 +1,200 @@
-"""Trace a function once for every number of slots and every length of history.
+"""Record a function once and replay it for every number of slots, minibatch size and length of history.
 
-`make_fx` records the operations of one call, with that call's sizes written into them as numbers. Here the call is
-made with fake tensors, which have shapes and no memory, and whose changing sizes are large primes: every number in
-the record that is a multiple of such a prime came from that size, and is replaced by the same multiple of the size at
-hand. What is left is a plain list of operations, without functorch's overhead and without a second trace.
+A dispatch mode writes down the operations of a small call on real tensors, with that call's sizes as plain numbers.
+A second call with other sizes gives the same operations, and each number that has changed tells by its ratio which
+sizes it is a multiple of, since all ratios of sizes are different primes. What is left is a plain list of operations
+without the overhead of autograd and vmap.
+
+(`make_fx` with symbolic sizes does more and imports the compiler for it: 150 MiB and two seconds.)
 """
 
+import itertools
+import math
 import operator
-import threading
 from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx import GraphModule, Node
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.graph import CodeGen
-from torch.fx.node import map_aggregate
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
-# No layer is as large as these, and no product of layer sizes is likely to be a multiple of them.
-_PRIMES = (1_000_003, 2_000_003)
-_LOCK = threading.Lock()  # make_fx patches torch while it records
+# (slots, rows of history, minibatch) of the two calls.
+SIZES = ((2, 5, 11), (3, 7, 13))
+_RATIOS = {
+    math.prod(Fraction(b, a) ** p for a, b, p in zip(*SIZES, powers, strict=True)): powers
+    for powers in itertools.product((-1, 0, 1), repeat=3)
+}
 _aten = torch.ops.aten
 
 
-def trace(
-    function: Callable[..., Any], arguments: tuple[Any, ...], changing: tuple[tuple[int, ...], ...]
-) -> Callable[..., Any]:
+@dataclass(frozen=True)
+class _Ref:
+    """The value that is `number`-th in a record: the arguments come first, then one for each operation."""
+
+    number: int
+
+
+class _Recorder(TorchDispatchMode):
+    """Writes down every operation, as (function, arguments, keywords) with `_Ref` in the place of tensors."""
+
+    def __init__(self, arguments: list[Tensor]) -> None:
+        super().__init__()
+        self.shapes = [tuple(tensor.shape) for tensor in arguments]
+        self.operations: list[tuple[Any, Any, Any]] = []
+        self.constants: dict[int, Tensor] = {}
+        self.refs: dict[Any, _Ref] = {}
+        self.storages: list[StorageWeakRef] = []  # a storage's identity is not used again while this lives
+        for number, tensor in enumerate(arguments):
+            self._bind(tensor, _Ref(number))
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled while this records, and the guard against it would import the compiler
+
+    @staticmethod
+    def _key(tensor: Tensor) -> Any:
+        """Autograd unpacks what it has saved as new tensors over the same storage."""
+        storage = tensor.untyped_storage()._cdata
+        return storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+    def _bind(self, tensor: Tensor, ref: _Ref) -> None:
+        self.refs[self._key(tensor)] = ref
+        self.storages.append(StorageWeakRef(tensor.untyped_storage()))
+
+    def _append(self, function: Any, args: Any, kwargs: Any) -> _Ref:
+        self.operations.append((function, args, kwargs))
+        return _Ref(len(self.shapes) + len(self.operations) - 1)
+
+    def ref(self, value: Any) -> Any:
+        """What stands for a value: a tensor's `_Ref`, a constant's for a tensor from outside, or the value itself."""
+        if not isinstance(value, Tensor):
+            return value
+        key = self._key(value)
+        if key not in self.refs:
+            ref = self._append("constant", (), {})
+            self.constants[ref.number] = value.detach().clone()
+            self._bind(value, ref)
+        return self.refs[key]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        refs, options = pytree.tree_map(self.ref, args), pytree.tree_map(self.ref, kwargs)
+        result = func(*args, **kwargs)
+        if isinstance(result, Tensor):
+            same = self.refs.get(self._key(result))
+            if func._schema.is_mutable or same is None or same not in refs:  # else it is a view of all of its argument
+                self._bind(result, self._append(func, refs, options))
+        else:
+            whole = self._append(func, refs, options)
+            for i, part in enumerate(result if isinstance(result, (tuple, list)) else ()):
+                if isinstance(part, Tensor):
+                    self._bind(part, self._append(operator.getitem, (whole, i), {}))
+        return result
+
+
+def trace(function: Callable[..., Any], example: Callable[[int, int, int], tuple[Any, ...]]) -> Callable[..., Any]:
     """Record `function` for all sizes.
 
     Args:
         function: takes tensors and dictionaries of tensors, and returns them in dictionaries and tuples.
-        arguments: an example call.
-        changing: for each argument, how many of the leading dimensions of its tensors change from call to call: ()
-            none, (0,) the first is the first size, (0, 1) also the second is the second size.
+        example: (slots, rows of history, minibatch) -> arguments of these sizes.
 
     Returns:
-        A function of the same arguments, which may have other sizes in those dimensions.
+        A function of the same arguments, of any sizes.
 
     Raises:
-        RuntimeError: an operation cannot be traced.
+        RuntimeError: an operation cannot be batched, or the operations depend on the sizes in some other way.
     """
-    leaves, structure = pytree.tree_flatten(arguments)
-    dims = [d for argument, d in zip(arguments, changing, strict=True) for _ in pytree.tree_leaves(argument)]
-    returned: list[pytree.TreeSpec] = []
-
-    def flat(*values: Tensor) -> list[Tensor]:
-        results, spec = pytree.tree_flatten(function(*pytree.tree_unflatten(list(values), structure)))
-        returned.append(spec)
-        return results
-
-    def prime(leaf: Tensor, which: tuple[int, ...]) -> Tensor:
-        shape = [_PRIMES[d] if d in which else size for d, size in enumerate(leaf.shape)]
-        return torch.empty_strided(shape, leaf.stride(), dtype=leaf.dtype, device=leaf.device)
-
-    with _LOCK:
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            fakes = [prime(leaf, which) for leaf, which in zip(leaves, dims, strict=True)]
-        # an operation without a batching rule would be recorded once for each of a million slots
-        functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
-        fallback = functorch._is_vmap_fallback_enabled()
-        functorch._set_vmap_fallback_enabled(False)
-        try:
-            recorded = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*fakes)
-        finally:
-            functorch._set_vmap_fallback_enabled(fallback)
-    _generalise(recorded, dims)
-
-    run = recorded.forward
+    records, structures, results = [], [], []
+    # an operation without a batching rule would run, and be recorded, once for each slot
+    functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    fallback = functorch._is_vmap_fallback_enabled()
+    functorch._set_vmap_fallback_enabled(False)
+    try:
+        for sizes in SIZES:
+            arguments = example(*sizes)
+            recorder = _Recorder(pytree.tree_leaves(arguments))
+            with recorder:
+                leaves, structure = pytree.tree_flatten(function(*arguments))
+            records.append(recorder)
+            structures.append(structure)
+            results.append([recorder.ref(leaf) for leaf in leaves])
+    finally:
+        functorch._set_vmap_fallback_enabled(fallback)
+    if results[0] != results[1]:
+        raise RuntimeError("the results depend on the sizes")
+    run = _program(records[0], records[1], results[0]).forward
 
     def replay(*values: Any) -> Any:
         with torch.no_grad():
-            results = run(
+            leaves = run(
                 *[leaf for value in values for leaf in (value.values() if isinstance(value, dict) else [value])]
             )
-        return pytree.tree_unflatten(results, returned[-1])
+        return pytree.tree_unflatten(leaves, structures[0])
 
     return replay
 
 
-def _generalise(recorded: GraphModule, dims: list[tuple[int, ...]]) -> None:
-    """Replace multiples of the primes by multiples of the sizes at hand, and drop what computes nothing."""
-    graph = recorded.graph
-    inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    anchor = inputs[-1]  # new nodes go behind it, one after another
-    sizes: dict[int, Node] = {}
-    for d, number in enumerate(_PRIMES):
-        source = next((node for node, which in zip(inputs, dims, strict=True) if d in which), None)
-        if source is not None:
-            with graph.inserting_after(anchor):
-                anchor = sizes[number] = graph.call_function(_aten.sym_size.int, (source, d))
-    multiples: dict[tuple[int, int], Node] = {}
+def _program(one: _Recorder, two: _Recorder, results: list[_Ref]) -> GraphModule:
+    """The operations of two records as one program, in which numbers that differ are computed from the sizes."""
+    graph, constants = Graph(), nn.Module()
+    nodes: dict[int, Node] = {i: graph.placeholder(f"argument_{i}") for i in range(len(one.shapes))}
+    sizes: list[Node | None] = []
+    for a, b in zip(*SIZES, strict=True):
+        places = (
+            (i, d)
+            for i, shapes in enumerate(zip(one.shapes, two.shapes, strict=True))
+            for d, pair in enumerate(zip(*shapes, strict=True))
+            if pair == (a, b)
+        )
+        place = next(places, None)
+        sizes.append(None if place is None else graph.call_function(_aten.sym_size.int, (nodes[place[0]], place[1])))
 
-    def general(value: Any) -> Any:
-        nonlocal anchor
-        if type(value) is not int or value == 0:
-            return value
-        result, rest = None, value
-        for number, node in sizes.items():
-            if rest % number == 0:
-                rest //= number
-                result = node if result is None else multiply(result, node)
-        return value if result is None else result if rest == 1 else multiply(result, rest)
+    def general(a: Any, b: Any) -> Any:
+        if isinstance(a, _Ref):
+            if a != b:
+                raise RuntimeError("the operations depend on the sizes")
+            return nodes[a.number]
+        if a == b or type(a) is not type(b) or not isinstance(a, (int, float)) or not a:
+            if a != b:
+                raise RuntimeError(f"{a} became {b} with other sizes")
+            return a
+        exact = Fraction(b) / Fraction(a)
+        ratio = exact if isinstance(a, int) else exact.limit_denominator(1000)
+        powers = _RATIOS.get(ratio)
+        if powers is None or (isinstance(a, int) and min(powers) < 0):
+            raise RuntimeError(f"{a} became {b} with other sizes")
+        value: Any = Fraction(a) / math.prod(Fraction(s) ** p for s, p in zip(SIZES[0], powers, strict=True))
+        value = float(value) if isinstance(a, float) else int(value)  # what is not whole differs in the trial
+        for size, power in zip(sizes, powers, strict=True):
+            if power:
+                assert size is not None, "a size that no argument has cannot change a number"
+                value = graph.call_function(operator.mul if power > 0 else operator.truediv, (value, size))
+        return value
 
-    def multiply(left: Node, right: Node | int) -> Node:
-        nonlocal anchor
-        key = (id(left), id(right) if isinstance(right, Node) else right)
-        if key not in multiples:
-            with graph.inserting_after(anchor):
-                anchor = multiples[key] = graph.call_function(operator.mul, (left, right))
-        return multiples[key]
-
-    views = {_aten.expand.default, _aten.view.default, _aten._unsafe_view.default}
-    for node in list(graph.nodes):
-        if node.op != "call_function" or node in sizes.values():
+    if len(one.operations) != len(two.operations):
+        raise RuntimeError("the operations depend on the sizes")
+    for number, ((f, args, kwargs), (g, other_args, other_kwargs)) in enumerate(
+        zip(one.operations, two.operations, strict=True), start=len(nodes)
+    ):
+        leaves, structure = pytree.tree_flatten((args, kwargs))
+        other_leaves, other_structure = pytree.tree_flatten((other_args, other_kwargs))
+        if f != g or structure != other_structure:
+            raise RuntimeError("the operations depend on the sizes")
+        if f == "constant":
+            if not torch.equal(one.constants[number], two.constants[number]):
+                raise RuntimeError("a constant depends on the sizes")
+            setattr(constants, f"constant_{number}", one.constants[number])
+            nodes[number] = graph.get_attr(f"constant_{number}")
             continue
-        value = node.args[0] if node.args else None
-        if isinstance(value, Node) and "val" in value.meta:
-            same = node.target in views and list(value.meta["val"].shape) == list(node.args[1])
-            if same or node.target in (_aten.alias.default, _aten.detach.default):
-                node.replace_all_uses_with(value)
-                continue
-        node.args = map_aggregate(node.args, general)
-        node.kwargs = map_aggregate(node.kwargs, general)
-    graph.set_codegen(CodeGen())  # plain arguments and results; make_fx's own takes them apart at every call
+        args, kwargs = pytree.tree_unflatten(map(general, leaves, other_leaves), structure)
+        nodes[number] = graph.call_function(f, args, kwargs)
+    graph.output([nodes[ref.number] for ref in results])
     graph.eliminate_dead_code()
     graph.lint()
-    recorded.recompile()
+    return GraphModule(constants, graph)

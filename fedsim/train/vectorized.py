@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from fedsim.aggregate import OnlineAverage, PartialAverage
-from fedsim.algorithms.base import Algorithm
+from fedsim.algorithms.base import Algorithm, client_weights, update_size
+from fedsim.client_state import ClientVectors
 from fedsim.config import LocalConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.data.resident import ResidentSplit
 from fedsim.rng import torch_stream
 from fedsim.train.batched import factorable
 from fedsim.train.gradient import SlotGradient
+from fedsim.train.hooked import BatchedGradient, ClientMemory, HookedSlots
 from fedsim.train.outcome import summarise
 from fedsim.train.plan import Plan
 from fedsim.train.slots import SlotState
@@ -27,8 +29,6 @@ from fedsim.vector import FlatModel
 _GATHER = {"cpu": 1 << 20, "cuda": 1 << 26}
 # Smaller layers gain nothing from being factored.
 _MIN_FACTORED = 1 << 17
-# Traces kept: with local.batch_size=null every round may bring a minibatch of a new size.
-_MAX_FUNCTIONS = 8
 
 
 class VectorizedTrainer:
@@ -37,7 +37,7 @@ class VectorizedTrainer:
     Args:
         dataset: the clients' samples.
         model: the model; its device is where training runs.
-        algorithm: the gradient hook.
+        algorithm: what its clients do.
         local: the optimizer's settings.
         seed: the run's seed, for dropout, which is reproducible for a fixed number of slots.
         num_slots: K.
@@ -65,30 +65,41 @@ class VectorizedTrainer:
         self.data = ResidentSplit(dataset, dataset.train, model.device)
         self.stochastic = is_stochastic(model.module)
         sample = dataset.preprocess(dataset.train.inputs[:1]).to(model.device)
-        whole_vectors = algorithm.gradient is not None or uplink is not None
+        self.memory = ClientMemory(algorithm, model)
+        whole_vectors = algorithm.hooked or local.optimizer != "sgd" or uplink is not None
         self.factorable = factorable(model.module, sample, _MIN_FACTORED) if factor and not whole_vectors else {}
-        self.functions: dict[tuple[frozenset[str], int], SlotGradient] = {}
+        self.functions: dict[frozenset[str], SlotGradient] = {}
 
-    def _function(self, factored: dict[str, tuple[int, int]], batch: int) -> SlotGradient:
-        """The batched gradient for minibatches of `batch`, whose size is written into its trace."""
-        key = (frozenset(factored), batch)
+    def _function(self, factored: dict[str, tuple[int, int]]) -> SlotGradient:
+        """The batched gradient with these layers factored; one trace serves every size."""
+        key = frozenset(factored)
         if key not in self.functions:
-            if len(self.functions) >= _MAX_FUNCTIONS:
-                self.functions.clear()
             self.functions[key] = SlotGradient(self.model.module, set(factored), stochastic=self.stochastic)
         return self.functions[key]
 
+    @property
+    def clients(self) -> ClientVectors | None:
+        """What the clients keep; None where the algorithm keeps nothing."""
+        return self.memory.vectors
+
+    def _record(self, plan: Plan) -> Algorithm:
+        record = self.algorithm.prelude if plan.prelude else self.algorithm
+        assert record is not None, "this algorithm has no prelude"
+        return record
+
     def train(self, plan: Plan, broadcast: Tensor, scale: float) -> PartialAverage:
-        """Train every client of the plan from `broadcast` (P + Q,) and average the updates.
+        """Train every client of the plan from `broadcast` (P + Q + ...,) and average the updates.
 
         Raises:
             ValueError: a client's loss or update is not finite, or the model cannot be batched.
         """
+        size = update_size(self._record(plan), self.model.layout)
         if self.uplink is None:
-            average = OnlineAverage(len(broadcast), scale=scale, device=broadcast.device)
+            average = OnlineAverage(size, scale=scale, device=broadcast.device)
         else:
             average = self.uplink.open(plan.round, plan.clients, scale)
-        return average.result(self.run(plan, broadcast, average))
+        with self.memory.settled():
+            return average.result(self.run(plan, broadcast, average))
 
     def run(self, plan: Plan, broadcast: Tensor, average: OnlineAverage | Receiver) -> dict[str, float]:
         """Train every client of the plan and add the updates to `average`; returns the metrics."""
@@ -107,17 +118,7 @@ class VectorizedTrainer:
             for name, (out, into) in self.factorable.items()
             if history * (out + into) * 2 <= out * into
         }
-        gradient = self._function(factored, batch)
-        state = SlotState(
-            self.model,
-            factored,
-            num_slots=num_slots,
-            num_steps=longest,
-            batch=batch,
-            algorithm=self.algorithm,
-            local=self.local,
-            broadcast=broadcast,
-        )
+        state = self._slots(plan, factored, broadcast)
         order = plan.start.argsort(kind="stable")
         begins = plan.start[order]
         num_busy = (plan.counts > 0).sum(1)
@@ -128,14 +129,15 @@ class VectorizedTrainer:
         sitting = [-1] * num_slots  # client of the plan that sits, or has finished and still sits, in each slot
         finished: list[int] = []  # slots whose clients have finished
         ends = plan.start + plan.steps
+        weights = client_weights(self.algorithm, self.model.layout, plan.clients, plan.weights, broadcast)
 
         def fold() -> None:
             clients = [sitting[slot] for slot in finished]
-            weights = plan.weights[clients].tolist()
-            if isinstance(average, OnlineAverage):
-                squares = state.fold(finished, weights, average)
+            shares = weights[clients].tolist()
+            if isinstance(state, HookedSlots) or isinstance(average, OnlineAverage):
+                squares = state.fold(finished, shares, average)  # pyright: ignore[reportArgumentType]
             else:
-                squares = average.add(plan.clients[clients].tolist(), state.updates(finished), weights)
+                squares = average.add(plan.clients[clients].tolist(), state.updates(finished), shares)
             squared_norms[torch.tensor(clients)] = squares
             finished.clear()
 
@@ -152,7 +154,7 @@ class VectorizedTrainer:
                 arriving = order[cursor:stop]
                 if finished:
                     fold()
-                state.begin(torch.from_numpy(plan.slot[arriving]))
+                state.begin(torch.from_numpy(plan.slot[arriving]), arriving)
                 for i in arriving.tolist():
                     sitting[plan.slot[i]] = i
                 cursor = stop
@@ -163,13 +165,40 @@ class VectorizedTrainer:
                 x, y = (v.view(-1, width, batch, *v.shape[1:]) for v in (x, y))
             n = int(num_busy[t])
             now = t - first
-            found = gradient(state.arguments(n), state.bases, x[now, :n], y[now, :n], counts[t, :n])
-            state.step(n, found)
-            loss_sums[t, :n] = found.loss_sums
+            loss_sums[t, :n] = state.advance(n, x[now, :n], y[now, :n], counts[t, :n])
             finished += [int(plan.slot[i]) for i in ending.get(t + 1, ())]
         fold()
         per_client = _per_client(loss_sums.cpu(), plan)
         return summarise(plan, self.dataset.client_ids, per_client, squared_norms)
+
+    def _slots(self, plan: Plan, factored: dict[str, tuple[int, int]], broadcast: Tensor) -> SlotState | HookedSlots:
+        """The slots of a round: with factors for plain SGD, of whole vectors for an algorithm with hooks."""
+        record, local = self._record(plan), self.local.at(plan.round)
+        _, num_slots, batch = plan.rows.shape
+        if record.hooked or local.optimizer != "sgd":
+            gradient = BatchedGradient(self.model, self._function({}))
+            rows = broadcast.new_empty((num_slots, self.model.layout.size))
+            return HookedSlots(
+                self.model,
+                record,
+                self.algorithm,
+                self.memory,
+                local,
+                gradient,
+                rows=rows,
+                broadcast=broadcast,
+                plan=plan,
+            )
+        return SlotState(
+            self.model,
+            factored,
+            self._function(factored),
+            num_slots=num_slots,
+            num_steps=int(plan.steps.max()),
+            batch=batch,
+            local=local,
+            broadcast=broadcast[: self.model.layout.size],
+        )
 
 
 def _per_client(loss_sums: Tensor, plan: Plan) -> Tensor:

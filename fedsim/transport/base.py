@@ -16,14 +16,17 @@ class Job:
     Attributes:
         round: from 1.
         cohort: (m,) int64 client indices.
-        broadcast: (P + Q,) the global vector that every client starts from.
+        broadcast: (P + Q + ...,) the global vector that every client starts from, and behind it the server's
+            vectors that the algorithm broadcasts.
         scale: grid of the online average (`fedsim.aggregate.weight_scale` of the whole cohort's weight).
+        prelude: whether this is the pass that goes before the round's training (`Algorithm.prelude`).
     """
 
     round: int
     cohort: np.ndarray
     broadcast: Tensor
     scale: float
+    prelude: bool = False
 
 
 class Transport(Protocol):

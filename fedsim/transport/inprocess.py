@@ -5,6 +5,7 @@ from typing import Protocol
 from torch import Tensor
 
 from fedsim.aggregate import PartialAverage
+from fedsim.client_state import ClientVectors
 from fedsim.config import LocalConfig
 from fedsim.data.federated import Split
 from fedsim.train.plan import Plan, make_plan
@@ -15,6 +16,11 @@ class Trainer(Protocol):
     """Trains the clients of a plan; `num_slots` of them side by side."""
 
     num_slots: int
+
+    @property
+    def clients(self) -> ClientVectors | None:
+        """What its clients keep from round to round; None where they keep nothing."""
+        ...
 
     def train(self, plan: Plan, broadcast: Tensor, scale: float) -> PartialAverage: ...
 
@@ -33,5 +39,6 @@ class InProcess:
             seed=self.seed,
             round=job.round,
             num_slots=self.trainer.num_slots,
+            prelude=job.prelude,
         )
         return self.trainer.train(plan, job.broadcast, job.scale)

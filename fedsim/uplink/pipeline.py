@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from fedsim.client_rows import ClientRows
+from fedsim.client_state import ClientVectors
 from fedsim.transforms.base import Closing, Sending, State, Transform, Wire
 
 
@@ -14,32 +14,26 @@ class Pipeline:
 
     Args:
         transforms: in the order in which they change an update.
-        num_clients: C.
-        vector: (P + Q,) the model's vector, for the size, dtype and device of updates.
+        size: elements of an update.
+        like: for the dtype and the device of updates.
         seed: of the run.
 
     Raises:
         ValueError: a transform cannot follow those before it.
     """
 
-    def __init__(self, transforms: Sequence[Transform], *, num_clients: int, vector: Tensor, seed: int) -> None:
+    def __init__(self, transforms: Sequence[Transform], *, size: int, like: Tensor, seed: int) -> None:
         self.transforms, self.seed = list(transforms), seed
         self.purposes = [f"transform.{i}.{t.name}" for i, t in enumerate(self.transforms)]
         self.states: list[State] = [t.server_init() for t in self.transforms]
         self.next_states = self.states
         self.memories = [
-            ClientRows(
-                transform.num_client_vectors * len(vector),
-                num_clients=num_clients,
-                name=purpose,
-                dtype=vector.dtype,
-                device=vector.device,
-            )
+            ClientVectors(transform.num_client_vectors * size, name=purpose, dtype=like.dtype, device=like.device)
             if transform.num_client_vectors
             else None
             for transform, purpose in zip(self.transforms, self.purposes, strict=True)
         ]
-        wire = Wire.dense(len(vector), vector.dtype)
+        wire = Wire.dense(size, like.dtype)
         for transform in self.transforms:
             wire = transform.wire(wire)
         self.bytes_per_update = wire.num_bytes
@@ -112,12 +106,10 @@ class Pipeline:
                 memory.commit()
 
     def snapshot(self) -> dict[str, Tensor]:
-        """All that lasts, by name, for a checkpoint."""
+        """All that lasts but the clients' vectors, by name, for a checkpoint."""
         found = {}
-        for purpose, state, memory in zip(self.purposes, self.states, self.memories, strict=True):
+        for purpose, state in zip(self.purposes, self.states, strict=True):
             found |= {f"{purpose}.{name}": value for name, value in state.items()}
-            if memory is not None:
-                found |= {f"{purpose}.memory.{name}": value for name, value in memory.snapshot().items()}
         return found
 
     def restore(self, found: dict[str, Tensor]) -> None:
@@ -127,7 +119,3 @@ class Pipeline:
             for purpose, state in zip(self.purposes, self.states, strict=True)
         ]
         self.next_states = self.states
-        for purpose, memory in zip(self.purposes, self.memories, strict=True):
-            prefix = f"{purpose}.memory."
-            if memory is not None:
-                memory.restore({k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)})

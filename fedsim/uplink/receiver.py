@@ -25,7 +25,8 @@ class Receiver:
         attackers: client numbers.
         round: from 1.
         clients: (m,) everybody who will send an update.
-        vector: (P + Q,) for the size, dtype and device of updates.
+        size: elements of an update.
+        like: for the dtype and the device of updates.
         scale: grid of the average.
         equal_weights: whether every update counts the same.
     """
@@ -39,17 +40,19 @@ class Receiver:
         *,
         round: int,
         clients: np.ndarray,
-        vector: Tensor,
+        size: int,
+        like: Tensor,
         scale: float,
         equal_weights: bool,
     ) -> None:
         self.pipeline, self.aggregator, self.attack, self.attackers = pipeline, aggregator, attack, attackers
-        self.round, self.num_clients, self.vector, self.equal_weights = round, len(clients), vector, equal_weights
+        self.round, self.num_clients, self.equal_weights = round, len(clients), equal_weights
+        self.size, self.like = size, like
         self.sums: dict[str, Tensor] = {}
         self.average: OnlineAverage | None = None
         self.kept: UpdateStore | None = None
         if aggregator.rule is None:
-            self.average = OnlineAverage(len(vector), scale=scale, device=vector.device)
+            self.average = OnlineAverage(size, scale=scale, device=like.device)
         else:
             aggregator.require(self.num_clients)
             self.kept = self._store(clients.tolist())
@@ -59,9 +62,9 @@ class Receiver:
     def _store(self, clients: list[int]) -> UpdateStore:
         return UpdateStore(
             clients,
-            len(self.vector),
-            dtype=self.vector.dtype,
-            device=self.vector.device,
+            self.size,
+            dtype=self.like.dtype,
+            device=self.like.device,
             memory_bytes=self.aggregator.memory_mib * 2**20,
             directory=self.aggregator.spill_dir,
         )
@@ -106,7 +109,7 @@ class Receiver:
     def result(self, metrics: dict[str, float]) -> PartialAverage:
         """All clients have finished; `metrics` are sums over them, to which the transforms' are added."""
         if self.plot is not None and self.attack is not None and self.attack.collude is not None:
-            message = self.attack.collude(self.plot, self.num_clients).to(self.vector.dtype)
+            message = self.attack.collude(self.plot, self.num_clients).to(self.like.dtype)
             for client, weight in zip(self.plot.clients, self.plot.weights.tolist(), strict=True):
                 self._send([client], message.clone()[None], [weight])
         metrics = metrics | {name: float(amount) for name, amount in self.sums.items()}

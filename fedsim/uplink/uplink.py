@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fedsim.aggregate import PartialAverage
 from fedsim.attacks import Attack
+from fedsim.client_state import ClientVectors
 from fedsim.privacy import NEIGHBOURS, Accountant
 from fedsim.robust.base import Aggregator
 from fedsim.sampling import RandomSampler, Sampler
@@ -34,7 +35,8 @@ class Uplink:
         attack: None where all clients are honest.
         sampler: of the run; a private run must know its law.
         num_clients: C.
-        vector: (P + Q,) the model's vector, for the size, dtype and device of updates.
+        size: elements of an update: P + Q, and behind them what the algorithm averages beside it.
+        like: for the dtype and the device of updates.
         seed: of the run.
 
     Raises:
@@ -49,12 +51,14 @@ class Uplink:
         attack: Attack | None = None,
         sampler: Sampler,
         num_clients: int,
-        vector: Tensor,
+        size: int,
+        like: Tensor,
         seed: int,
     ) -> None:
-        self.aggregator, self.attack, self.vector = aggregator, attack, vector
+        self.aggregator, self.attack, self.size, self.like = aggregator, attack, size, like
         self.attackers = set() if attack is None else set(attack.attackers(num_clients, seed).tolist())
-        self.pipeline = Pipeline(transforms, num_clients=num_clients, vector=vector, seed=seed)
+        self.pipeline = Pipeline(transforms, size=size, like=like, seed=seed)
+        self.figures: dict[str, float] = {}  # metrics of the last round
         self.mechanism = mechanism_of(transforms, aggregator, sampler, num_clients)
         self.accountant = None if self.mechanism is None else Accountant(self.mechanism)
         # privacy fixes the number that the sum is divided by, whoever came
@@ -69,6 +73,16 @@ class Uplink:
         """Whether every client counts the same: privacy bounds what one of them may do."""
         return self.aggregator.equal_weights or self.private
 
+    @property
+    def memories(self) -> list[ClientVectors]:
+        """What the clients keep, for checkpoints and budgets."""
+        return [memory for memory in self.pipeline.memories if memory is not None]
+
+    @property
+    def bytes_per_update(self) -> int:
+        """Of a client's message."""
+        return self.pipeline.bytes_per_update
+
     def open(self, round: int, clients: np.ndarray, scale: float) -> Receiver:
         """Begin a round for these clients (m,); `scale` is the grid of the average."""
         self.pipeline.begin()
@@ -79,7 +93,8 @@ class Uplink:
             self.attackers,
             round=round,
             clients=clients,
-            vector=self.vector,
+            size=self.size,
+            like=self.like,
             scale=scale,
             equal_weights=self.equal_weights,
         )
@@ -87,25 +102,24 @@ class Uplink:
     def empty(self) -> PartialAverage:
         """What a round gives in which nobody came: privately that too is a round, and its noise hides it."""
         self.pipeline.begin()
-        total = torch.zeros(len(self.vector), dtype=torch.float64, device=self.vector.device)
+        total = torch.zeros(self.size, dtype=torch.float64, device=self.like.device)
         sums = {"loss_sum": 0.0, "samples": 0.0, "clients": 0.0}
         return PartialAverage(total=total, weight=1.0, scale=1.0, metrics=sums)
 
-    def close(self, partial: PartialAverage, round: int, cohort: np.ndarray) -> tuple[Tensor, dict[str, float]]:
-        """The server's side: the mean (P + Q,) float64 that moves the model, and metrics of the round."""
-        mean, num_updates, cohort_size = partial.mean, int(partial.metrics["clients"]), float(len(cohort))
+    def close(self, partial: PartialAverage, round: int, cohort: np.ndarray) -> Tensor:
+        """The server's side: the mean (P + Q + ...,) float64 that moves the model, in the place of the total."""
+        mean, cohort_size = partial.take_mean(), float(len(cohort))
         if self.private and self.mechanism is not None:
             cohort_size = self.mechanism.cohort_size
             mean *= partial.weight / cohort_size
-        mean, figures = self.pipeline.close(mean, partial.metrics, round=round, cohort_size=cohort_size)
-        metrics: dict[str, float] = {"bytes_up": num_updates * self.pipeline.bytes_per_update, **figures}
+        mean, self.figures = self.pipeline.close(mean, partial.metrics, round=round, cohort_size=cohort_size)
         if self.attack is not None:
-            metrics["attackers"] = len(self.attackers.intersection(cohort.tolist()))
+            self.figures["attackers"] = len(self.attackers.intersection(cohort.tolist()))
         self.next_times = self.times.copy()
         self.next_times[cohort] += 1
         if self.accountant is not None:
-            metrics["epsilon"] = self._epsilon(self.accountant, round, self.next_times)
-        return mean, metrics
+            self.figures["epsilon"] = self._epsilon(self.accountant, round, self.next_times)
+        return mean
 
     def _epsilon(self, accountant: Accountant, round: int, times: np.ndarray) -> float:
         """After this round: of the run, or of the client that took part most often, where each protects itself."""
@@ -117,7 +131,7 @@ class Uplink:
         self.pipeline.commit()
 
     def snapshot(self) -> dict[str, Tensor]:
-        """All that lasts, by name, for a checkpoint."""
+        """All that lasts but `memories`, by name, for a checkpoint."""
         return {"times": torch.from_numpy(self.times), **self.pipeline.snapshot()}
 
     def restore(self, found: dict[str, Tensor]) -> None:
@@ -130,7 +144,7 @@ class Uplink:
         about: dict[str, Any] = {
             "aggregator": self.aggregator.name,
             "transforms": [t.name for t in self.pipeline.transforms],
-            "bytes_per_update": self.pipeline.bytes_per_update,
+            "bytes_per_update": self.bytes_per_update,
         }
         if self.attack is not None:
             about["attack"] = {"name": self.attack.name, "attackers": sorted(self.attackers)}

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from fedsim.algorithms.base import Algorithm, Kept
 from fedsim.attacks import gaussian_attack, little_is_enough, sign_flip
 from fedsim.config import LocalConfig, ServerConfig
 from fedsim.models import logistic, mlp
@@ -122,10 +123,11 @@ def test_a_resumed_run_is_bitwise_the_unbroken_one(dataset, name, tmp_path):
     from fedsim.checkpoint import Checkpoint
 
     unbroken, figures = run(start(dataset, **WAYS[name]), 4)
-    first = start(dataset, **WAYS[name])
+    first, second = start(dataset, **WAYS[name]), start(dataset, **WAYS[name])
+    for state in (*first.client_states.values(), *second.client_states.values()):
+        state.locate(tmp_path / "client_state")
     run(first, 2)
-    first.checkpoint({}).save(tmp_path)
-    second = start(dataset, **WAYS[name])
+    first.save(tmp_path, {})
     second.restore(Checkpoint.load(tmp_path, "cpu"), {})
     vector, found = run(second, 2)
     assert torch.equal(vector, unbroken)
@@ -288,3 +290,53 @@ def test_batch_norms_statistics_are_part_of_the_update(dataset):
 def test_parts_that_do_not_fit_are_refused_at_once(dataset, settings, message):
     with pytest.raises(ValueError, match=message):
         start(dataset, **settings)
+
+
+def test_what_an_algorithm_averages_beside_the_update_goes_the_same_way(dataset):
+    """A hooked algorithm that keeps, sends and averages a vector: the message is the update with the vector behind it,
+    clipped and bounded as one, in both trainers."""
+    means = []
+
+    def finish(clients, update):
+        clients.vectors["seen"].add_(update[:, : clients.model.shape[1]])
+        return {"seen": clients.vectors["seen"].clone()}
+
+    def server_step(vector, mean, state, around):
+        means.append(around.sums["seen"].clone())
+        vector.add_(mean.to(vector.dtype))
+        return state
+
+    def algorithm():
+        return Algorithm(
+            name="seen",
+            finish=finish,
+            keeps={"seen": Kept(size="parameters")},
+            sums={"seen": "parameters"},
+            server_step=server_step,
+        )
+
+    vectors = []
+    for trainer in (SerialTrainer, partial(VectorizedTrainer, num_slots=3)):
+        recorder = Recorder()
+        keep = Transform(name="keep", apply=recorder)
+        simulation = start(
+            dataset, trainer, algorithm=algorithm(), transforms=[clip(0.2), top_k(0.5), keep], aggregator=median()
+        )
+        vector, metrics = run(simulation, 3)
+        vectors.append((vector, torch.stack(means)))
+        means.clear()
+        size = simulation.model.layout.size
+        rows = torch.stack([row for (round, _), row in recorder.rows.items() if round == 3])
+        assert rows.shape == (8, 2 * size), "no running statistics here, so P = P + Q"
+        assert metrics[0]["bytes_up"] == 8 * simulation.uplink.bytes_per_update
+        assert simulation.uplink.bytes_per_update > size * 8, "half of 2 P values of 8 bytes"
+        expected = rows.numpy()
+        np.testing.assert_allclose(vectors[-1][1][-1].numpy(), np.median(expected[:, size:], axis=0))
+    for ours, theirs in zip(*vectors, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-8)
+
+
+def test_an_algorithm_of_two_messages_a_round_is_refused(dataset):
+    two = Algorithm(name="two", prelude=Algorithm(name="first"))
+    with pytest.raises(ValueError, match="algorithm=two sends two messages a round"):
+        start(dataset, algorithm=two, aggregator=median())

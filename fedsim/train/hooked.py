@@ -1,0 +1,339 @@
+"""K clients of an algorithm with hooks of its own: whole vectors, a row for each client.
+
+The serial trainer is K = 1 on the shared model's own memory. What a hook computes with is `Clients`; where gradients
+come from, autograd or the batched step, it does not see.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from fedsim.aggregate import OnlineAverage
+from fedsim.algorithms.base import Algorithm, Clients, Kept, Size, lengths, split
+from fedsim.client_state import ClientVectors
+from fedsim.config import LocalConfig
+from fedsim.objective import cross_entropy
+from fedsim.train.gradient import SlotGradient, Slots
+from fedsim.train.optimizer import RowOptimizer
+from fedsim.train.plan import Plan
+from fedsim.uplink import Receiver
+from fedsim.vector import FlatModel
+
+
+class RowGradient(Protocol):
+    """Losses and gradients of n models."""
+
+    def __call__(self, rows: Tensor, x: Tensor, y: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(n, P + Q) models and the first counts (n,) of their samples x (n, B, ...), y (n, B, ...).
+
+        Returns:
+            (n,) sums of the losses, (n, P) gradients of the mean losses, (n, Q) the running statistics after it.
+        """
+        ...
+
+
+class SerialGradient:
+    """`RowGradient` of one model, by plain autograd."""
+
+    def __init__(self, model: FlatModel) -> None:
+        self.model = model
+
+    def __call__(self, rows: Tensor, x: Tensor, y: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        model, size = self.model, self.model.num_parameters
+        # `counts` is the host's here: nothing waits for a device
+        x, y = x[0, : int(counts[0])], y[0, : int(counts[0])]
+        with torch.enable_grad():
+            if rows.data_ptr() == model.vector.data_ptr():
+                losses, parameters = cross_entropy(model.module(x), y), model.parameters
+                buffers = model.vector[size:]
+            else:
+                views = model.layout.views(rows[0].detach())
+                parameters = [views[e.name].requires_grad_() for e in model.layout.parameters]
+                buffers = rows[0, size:].clone()  # the call moves them, and a gradient alone must not
+                moving = {e.name: buffers[e.start - size : e.stop - size].view(e.shape) for e in model.layout.buffers}
+                losses = cross_entropy(functional_call(model.module, {**views, **moving}, (x,)), y)
+            gradients = torch.autograd.grad(losses.mean(), parameters, allow_unused=True, materialize_grads=True)
+        flat = torch.cat([g.reshape(-1) for g in gradients])
+        return losses.detach().sum().view(1), flat.view(1, -1), buffers.view(1, -1)
+
+
+class BatchedGradient:
+    """`RowGradient` of many models in one call.
+
+    Args:
+        model: for the layout.
+        gradient: of n slots, nothing factored.
+    """
+
+    def __init__(self, model: FlatModel, gradient: SlotGradient) -> None:
+        self.layout, self.gradient = model.layout, gradient
+
+    def __call__(self, rows: Tensor, x: Tensor, y: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        n, layout = len(rows), self.layout
+        named = {e.name: rows[:, e.start : e.stop].view(n, *e.shape) for e in (*layout.parameters, *layout.buffers)}
+        parameters = {e.name: named[e.name] for e in layout.parameters}
+        buffers = {e.name: named[e.name] for e in layout.buffers}
+        ones = rows.new_ones((n, 1))
+        slots = Slots(
+            parameters=parameters, buffers=buffers, kept=ones[:, 0], coefficients=ones[:, 1:], inputs={}, gradients={}
+        )
+        found = self.gradient(slots, {}, x, y, counts)
+        flat = torch.cat([found.parameters[e.name].reshape(n, -1) for e in layout.parameters], dim=1)
+        moved = [found.buffers.get(e.name, named[e.name]).reshape(n, -1) for e in layout.buffers]
+        after = torch.cat(moved, dim=1) if moved else rows[:, layout.num_parameters :]
+        return found.loss_sums, flat, after
+
+
+def kept_lengths(keeps: dict[str, Kept], model: FlatModel, num_personal: int) -> dict[str, int]:
+    """Lengths of the vectors that a client keeps, by name."""
+    sizes: dict[str, Size] = {name: kept.size for name, kept in keeps.items()}
+    return lengths(sizes, model.num_parameters, model.layout.size, num_personal)
+
+
+class ClientMemory:
+    """What the clients of a trainer keep, for the trainer's whole life.
+
+    Args:
+        algorithm: says what is kept.
+        model: for sizes, dtype and device.
+
+    Attributes:
+        vectors: a row for each client: its vectors, one after another; None where nothing is kept.
+        sizes: their lengths, by name.
+        personal: (P + Q,) bool, the elements that stay with a client; None without any.
+    """
+
+    def __init__(self, algorithm: Algorithm, model: FlatModel) -> None:
+        self.personal = None if algorithm.personal is None else algorithm.personal(model)
+        num_personal = 0 if self.personal is None else int(self.personal.sum())
+        self.sizes = kept_lengths(dict(algorithm.keeps), model, num_personal)
+        self.num_personal = num_personal
+        size, like = sum(self.sizes.values()), model.vector
+        self.vectors = ClientVectors(size, dtype=like.dtype, device=like.device) if self.sizes else None
+
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """What clients have written lasts if this ends well; if it raises, it is as if they had not trained."""
+        try:
+            yield
+        except BaseException:
+            if self.vectors is not None:
+                self.vectors.rollback()
+            raise
+        if self.vectors is not None:
+            self.vectors.commit()
+
+
+class HookedSlots:
+    """K rows of models and of the algorithm's vectors.
+
+    Args:
+        model: for the layout.
+        record: the algorithm, or its prelude.
+        algorithm: the algorithm, which says what is kept and broadcast.
+        memory: what clients keep.
+        local: the optimizer's settings of this round.
+        gradient: of n models.
+        rows: (K, P + Q) memory for the models.
+        broadcast: (P + Q + ...,) the global model, and the server's vectors behind it.
+        plan: the round.
+    """
+
+    def __init__(
+        self,
+        model: FlatModel,
+        record: Algorithm,
+        algorithm: Algorithm,
+        memory: ClientMemory,
+        local: LocalConfig,
+        gradient: RowGradient,
+        *,
+        rows: Tensor,
+        broadcast: Tensor,
+        plan: Plan,
+    ) -> None:
+        self.record, self.memory, self.local, self.plan = record, memory, local, plan
+        self.gradient, self.rows, self.keeps = gradient, rows, dict(algorithm.keeps)
+        self.size, self.width, num_slots = model.num_parameters, model.layout.size, len(rows)
+        self.broadcast = broadcast[: self.width]
+        sizes = (self.size, self.width, memory.num_personal)
+        self.server = split(broadcast[self.width :], lengths(algorithm.broadcast, *sizes))
+        self.sums = lengths(record.sums, *sizes)
+        self.kept = {name: rows.new_empty((num_slots, n)) for name, n in memory.sizes.items()}
+        works = lengths(record.works, *sizes)
+        self.vectors = {**self.kept, **{name: rows.new_empty((num_slots, n)) for name, n in works.items()}}
+        self.works = list(works)
+        self.optimizers: dict[tuple[str, str], RowOptimizer] = {}
+        self.scratch: Tensor | None = None
+        column = rows.new_empty((num_slots, 1))
+        self.samples, self.steps, self.taken = column.clone(), column.clone(), column.clone()
+        self.sitting = np.full(num_slots, -1)
+
+    def begin(self, slots: Tensor | slice, arriving: np.ndarray) -> None:
+        """The clients `arriving`, indices into the plan, start in these slots."""
+        plan, new = self.plan, self.rows.new_tensor
+        places = slots.numpy() if isinstance(slots, Tensor) else slots
+        slots = slots.to(self.rows.device) if isinstance(slots, Tensor) else slots
+        clients = plan.clients[arriving]
+        self.sitting[places] = arriving
+        self.rows[slots] = self.broadcast
+        self.samples[slots] = new(plan.weights[arriving])[:, None]
+        self.steps[slots] = new(plan.steps[arriving].astype(np.float64))[:, None]
+        self.taken[slots] = 0.0
+        for name in self.works:
+            self.vectors[name][slots] = 0.0
+        for optimizer in self.optimizers.values():
+            optimizer.begin(slots)
+        personal = self.memory.personal
+        if self.memory.vectors is not None:
+            known = torch.from_numpy(self.memory.vectors.known(clients)).to(self.rows.device)[:, None]
+            found = split(self.memory.vectors.read(clients), self.memory.sizes)
+            for name, kept in self.keeps.items():
+                if kept.start == "model":
+                    first = {"parameters": self.broadcast[: self.size], "model": self.broadcast}.get(str(kept.size))
+                    first = self.broadcast[personal] if first is None else first
+                    found[name] = torch.where(known, found[name], first)
+                self.kept[name][slots] = found[name]
+            if personal is not None:
+                whole = self.rows[slots]
+                whole[:, personal] = found["personal"]
+                self.rows[slots] = whole
+        if self.record.begin is not None:
+            view = self._view(slots, clients)
+            self.record.begin(view)
+            if not isinstance(slots, slice):  # the view was a copy
+                self.rows[slots] = torch.cat([view.model, view.buffers], dim=1)
+                for name, vector in view.vectors.items():
+                    self.vectors[name][slots] = vector
+
+    def _view(self, slots: Tensor | slice, clients: np.ndarray, counts: Tensor | None = None) -> Clients:
+        def refuse(*_: object) -> tuple[Tensor, Tensor]:
+            raise RuntimeError(f"algorithm={self.record.name}: gradients and steps belong in `step`")
+
+        rows = self.rows[slots]
+        return Clients(
+            model=rows[:, : self.size],
+            buffers=rows[:, self.size :],
+            start=self.broadcast[: self.size],
+            start_buffers=self.broadcast[self.size :],
+            server=self.server,
+            vectors={name: vector[slots] for name, vector in self.vectors.items()},
+            personal=self.memory.personal,
+            clients=clients,
+            samples=self.samples[slots],
+            steps=self.steps[slots],
+            taken=self.taken[slots],
+            counts=self.samples[slots] if counts is None else counts,
+            learning_rate=self.local.learning_rate,
+            compute=refuse,
+            move=refuse,  # pyright: ignore[reportArgumentType]
+        )
+
+    def advance(self, n: int, x: Tensor, y: Tensor, counts: Tensor) -> Tensor:
+        """One step of the first n slots on minibatches x (n, B, ...), y (n, B, ...), of which counts (n,) count.
+
+        Returns:
+            (n,) sums of the losses of the step's first gradient.
+        """
+        clients = self.plan.clients[self.sitting[:n]]
+        column = counts.to(self.rows.device, self.rows.dtype)[:, None]
+        view = self._view(slice(0, n), clients, column)
+        seen: list[Tensor] = []
+
+        def compute(at: Tensor | str | None, part: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
+            minibatch = (x, y, counts) if part is None else _part(x, y, counts, *part)
+            source = self.rows[:n] if at is None else view.vectors[at] if isinstance(at, str) else at
+            models = source if at is None else self._whole(source, n)
+            losses, gradient, buffers = self.gradient(models, *minibatch)
+            if (at is None or isinstance(at, str)) and source.shape[-1] == self.width:
+                statistics = source[:, self.size :]
+                if statistics.data_ptr() != buffers.data_ptr():  # the shared module writes its own
+                    statistics.copy_(buffers)
+            if not seen:
+                # a part of the minibatch stands for all of it in the reported loss
+                seen.append(losses * (counts / minibatch[2]) if part is not None else losses)
+            return (losses / minibatch[2].to(losses.device)).view(-1, 1), gradient
+
+        def move(direction: Tensor, of: str, only: Tensor | None, optimizer: str, learning_rate: float | None) -> None:
+            vector = self.rows if of == "model" else self.vectors[of]
+            key = (of, optimizer)
+            if key not in self.optimizers:
+                self.optimizers[key] = RowOptimizer(self.local, vector[:, : self.size])
+            rate = self.local.learning_rate if learning_rate is None else learning_rate
+            self.optimizers[key].step(vector[:n, : self.size], direction, rate, only)
+
+        view.compute, view.move = compute, move
+        with torch.no_grad():
+            if self.record.step is None:
+                view.descend(view.gradient())
+            else:
+                self.record.step(view)
+            self.taken[:n] += 1.0
+        if not seen:
+            raise ValueError(f"algorithm={self.record.name}: a step must compute a gradient or a loss")
+        return seen[0]
+
+    def _whole(self, at: Tensor, n: int) -> Tensor:
+        """Parameters (n, P) or (P,), or whole vectors (n, P + Q), as models laid out as `rows` are.
+
+        One layout for all, because the batched gradient is traced for it.
+        """
+        if at.dim() == 2 and at.shape[1] == self.width and at.stride() == self.rows.stride():
+            return at
+        if self.scratch is None:
+            self.scratch = torch.empty_like(self.rows)
+        models = self.scratch[:n]
+        models[:, : at.shape[-1]] = at
+        if at.shape[-1] < self.width:
+            models[:, self.size :] = self.rows[:n, self.size :]
+        return models
+
+    def fold(self, slots: list[int], weights: list[float], average: OnlineAverage | Receiver) -> Tensor:
+        """Stream the updates of these slots into the average; returns their (len(slots),) squared norms."""
+        record, memory = self.record, self.memory
+        plain = record.finish is None and memory.vectors is None and not self.sums
+        if plain and len(self.rows) == 1 and isinstance(average, OnlineAverage):
+            return average.add(self.rows[0], self.broadcast, weights[0]).view(1)
+        index = torch.tensor(slots, device=self.rows.device)
+        clients = self.plan.clients[self.sitting[slots]]
+        update = self.rows[index] - self.broadcast
+        view = self._view(index, clients)
+        found = {} if record.finish is None else record.finish(view, update)
+        if found.keys() != self.sums.keys():
+            raise ValueError(f"algorithm={record.name}: finish returned {sorted(found)}, sums has {sorted(self.sums)}")
+        if memory.personal is not None:
+            whole = torch.cat([view.model, view.buffers], dim=1)
+            view.vectors["personal"].copy_(whole[:, memory.personal])
+            update[:, memory.personal] = 0.0
+        if memory.vectors is not None:
+            memory.vectors.write(clients, torch.cat([view.vectors[name] for name in memory.sizes], dim=1))
+        sent = (update, *(found[name] for name in self.sums))
+        if not isinstance(average, OnlineAverage):
+            return average.add(clients.tolist(), torch.cat(sent, dim=1), weights)
+        start, squares = 0, update.new_zeros(len(slots))
+        for vector in sent:
+            average.add_rows(vector, weights, start)
+            start += vector.shape[1]
+            squares += torch.linalg.vector_norm(vector, dim=1).square()
+        average.add_weight(weights)
+        return squares
+
+
+def _part(x: Tensor, y: Tensor, counts: Tensor, part: int, parts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The samples part, part + parts ... of each minibatch; its part 0 where there is none."""
+    first, first_counts = (x[:, ::parts], y[:, ::parts]), (counts + parts - 1) // parts
+    own, own_counts = (x[:, part::parts], y[:, part::parts]), (counts - part + parts - 1) // parts
+    width = own[0].shape[1]
+    if part == 0 or width == 0:
+        return first[0].contiguous(), first[1].contiguous(), first_counts
+    none = own_counts <= 0
+    filled = [
+        torch.where(none.to(o.device).view(-1, *[1] * (o.dim() - 1)), f[:, :width], o)
+        for o, f in zip(own, first, strict=True)
+    ]
+    return filled[0], filled[1], torch.where(none, first_counts.clamp(max=width), own_counts)
