@@ -102,6 +102,9 @@ def _job(cfg: DictConfig) -> float | None:
         client_state=config.client_state,
         sampler=instantiate(config.sampler),
         devices=instantiate(config.devices) if config.devices else None,
+        aggregator=instantiate(config.aggregator),
+        transforms=[instantiate(transform) for transform in config.transforms.values()],
+        attack=instantiate(config.attack) if config.attack else None,
         trainer=instantiate(config.trainer),
         seed=config.seed,
         device=config.device,
@@ -173,6 +176,11 @@ def _explain(error: BaseException) -> str:
         group, choice, options = match[1], match[2], match[3].split()
         near = "".join(f"did you mean {name}? " for name in difflib.get_close_matches(choice, options, n=1))
         return f"{group}={choice} does not exist; {near}there is {', '.join(options)}"
+    if match := re.search(r"Could not load '([^']*)/([^']*)'", text):  # one of a list, such as transforms=[a,b]
+        group, choice = match[1], match[2]
+        options = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+        near = "".join(f"did you mean {name}? " for name in difflib.get_close_matches(choice, options, n=1))
+        return f"{group}={choice} does not exist; {near}there is {', '.join(options)}"
     cause = error.__cause__
     if isinstance(error, HydraException) and cause is not None:
         inner = str(cause).splitlines()[0]
@@ -188,7 +196,7 @@ def _explain(error: BaseException) -> str:
 def _known_keys() -> list[str]:
     """Every option of the configuration with the groups and experiment that the command line chose."""
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        groups = [a for a in sys.argv[1:] if re.fullmatch(r"\+?[a-z_/]+=[A-Za-z0-9_]+", a)]
+        groups = [a for a in sys.argv[1:] if re.fullmatch(r"\+?[a-z_/]+=([A-Za-z0-9_]+|\[[a-z_,]+\])", a)]
         for overrides in (groups, []):
             try:
                 cfg = hydra.compose("config", overrides)

@@ -235,8 +235,9 @@ class TrackingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A whole run, as composed from conf/. The dictionaries are `_target_` factories with their arguments; no devices
-    is none.
+    """A whole run, as composed from conf/. The dictionaries are `_target_` factories with their arguments.
+    `transforms` has one of them for each name, in the order in which they change an update; no `attack` and no
+    `devices` is none.
 
     Attributes:
         name: of the experiment; part of the run directory's path.
@@ -254,6 +255,9 @@ class Config:
     trainer: dict[str, Any] = field(default_factory=dict)
     sampler: dict[str, Any] = field(default_factory=dict)
     devices: dict[str, Any] = field(default_factory=dict)
+    aggregator: dict[str, Any] = field(default_factory=dict)
+    transforms: dict[str, Any] = field(default_factory=dict)
+    attack: dict[str, Any] = field(default_factory=dict)
     local: LocalConfig = field(default_factory=LocalConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)

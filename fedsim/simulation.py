@@ -18,8 +18,10 @@ import torch
 from torch import nn
 
 from fedsim.algorithms import Algorithm, fedavg
+from fedsim.algorithms.base import update_size
 from fedsim.algorithms.traffic import traffic
 from fedsim.async_server import AsyncServer
+from fedsim.attacks import Attack
 from fedsim.checkpoint import Checkpoint
 from fedsim.client_state import ClientVectors
 from fedsim.clock import clients_asked, make_clock
@@ -31,7 +33,8 @@ from fedsim.events import make_queue
 from fedsim.memory import free_memory_bytes
 from fedsim.pooling import pool_in_pairs
 from fedsim.rng import torch_stream
-from fedsim.sampling import Sampler, cohort_size, uniform
+from fedsim.robust import Aggregator, mean
+from fedsim.sampling import Population, Sampler, cohort_size, uniform
 from fedsim.server import Metrics, Server, rounds
 from fedsim.tracking.progress import Progress
 from fedsim.tracking.run_directory import RunDirectory, read_metrics, read_trainer
@@ -41,7 +44,10 @@ from fedsim.train.calibrate import Auto, Choice
 from fedsim.train.footprint import Footprint, footprint, require
 from fedsim.train.own import own_models
 from fedsim.train.serial import SerialTrainer
+from fedsim.train.vectorized import VectorizedTrainer
+from fedsim.transforms import Transform
 from fedsim.transport.inprocess import InProcess
+from fedsim.uplink import Uplink
 from fedsim.vector import FlatModel
 
 log = logging.getLogger("fedsim")
@@ -76,9 +82,13 @@ class Simulation:
         evaluate: what is evaluated.
         devices: devices(num_clients, client_ids, seed) -> the clients' devices; None: everybody reports at once.
         client_state: memory for the vectors that clients keep.
-        sampler: sampler(num_clients, clients_per_round) -> who trains in a round.
+        sampler: sampler(population, clients_per_round) -> who trains in a round.
         trainer: trainer(dataset, model, algorithm, local, seed=...) -> the trainer, or `Auto`, which measures and
-            chooses one; it also sets PyTorch's number of threads.
+            chooses one; it also sets PyTorch's number of threads. With transforms, an attack or a robust aggregator
+            the trainer is also given uplink=....
+        aggregator: how updates become one; None is their mean.
+        transforms: what happens to each update before, in order.
+        attack: whose data or updates are bad; None: nobody's.
         seed: of everything that is drawn.
         device: "auto", "cpu", "cuda" or "cuda:N".
 
@@ -96,9 +106,12 @@ class Simulation:
         server: ServerConfig = ServerConfig(),  # noqa: B008
         evaluate: EvaluateConfig = EvaluateConfig(),  # noqa: B008
         client_state: ClientStateConfig = ClientStateConfig(),  # noqa: B008
-        sampler: Callable[[int, int | float], Sampler] = uniform,
+        sampler: Callable[[Population, int | float], Sampler] = uniform,
         devices: Callable[[int, Sequence[str], int], Devices] | None = None,
         trainer: Callable[..., Trainer] | Auto = Auto(),  # noqa: B008 (frozen)
+        aggregator: Aggregator | None = None,
+        transforms: Sequence[Transform] = (),
+        attack: Attack | None = None,
         seed: int = 0,
         device: str = "auto",
     ) -> None:
@@ -110,14 +123,35 @@ class Simulation:
         else:
             # Numbers below 1e-38 become zero: they change no result, and a product with one takes 100 times as long.
             torch.set_flush_denormal(True)
-        algorithm = algorithm or fedavg()
+        algorithm, aggregator = algorithm or fedavg(), aggregator or mean()
+        if attack is not None and attack.poison is not None:
+            dataset = attack.poison(dataset, attack.attackers(dataset.num_clients, seed))
         self.dataset, self.config, self.seed, self.algorithm, self.local = dataset, server, seed, algorithm, local
         module = _initialise(model, dataset, seed)
         self.model = FlatModel(pool_in_pairs(module) if where.type == "cpu" else module, where)
-        factory = SerialTrainer if isinstance(trainer, Auto) else trainer
-        transport = InProcess(
-            factory(dataset, self.model, algorithm, local, seed=seed), dataset.train, local, seed=seed
-        )
+        population = Population(sizes=dataset.train.sizes, losses=self._losses)
+        drawn = sampler(population, clients_asked(server, dataset.num_clients))
+        self._training: Evaluator | None = None  # for samplers that look at losses
+        self.uplink: Uplink | None = None
+        if aggregator != mean() or transforms or attack is not None:
+            if algorithm.prelude is not None or algorithm.asynchronous is not None:
+                raise ValueError(
+                    f"algorithm={algorithm.name} does not send one message a round, for which transforms, attacks and "
+                    "aggregators are made: choose another algorithm, or aggregator=mean without the others"
+                )
+            self.uplink = Uplink(
+                transforms=transforms,
+                aggregator=aggregator,
+                attack=attack,
+                sampler=drawn,
+                num_clients=dataset.num_clients,
+                size=update_size(algorithm, self.model.layout),
+                like=self.model.vector,
+                seed=seed,
+            )
+        self.choice = None
+        self._factory = SerialTrainer if isinstance(trainer, Auto) else trainer
+        transport = InProcess(self._make_trainer(), dataset.train, local, seed=seed)
         made = None if devices is None else devices(dataset.num_clients, dataset.client_ids, seed)
         down, up = traffic(algorithm, self.model)
         begin = {"draw": lambda i: _draw(model, dataset, seed, i).to(where), "schedule": server.schedule}
@@ -127,10 +161,11 @@ class Simulation:
                 self.model.num_parameters,
                 dataset.train.sizes,
                 algorithm=algorithm,
-                sampler=sampler(dataset.num_clients, clients_asked(server, dataset.num_clients)),
+                sampler=drawn,
                 transport=transport,
                 seed=seed,
                 clock=make_clock(made, dataset.train.sizes, local, server, download_bytes=down, upload_bytes=up),
+                uplink=self.uplink,
                 **begin,
             )
         else:
@@ -159,12 +194,13 @@ class Simulation:
                 broadcast=job.broadcast,
                 scale=job.scale,
                 num_rounds=server.num_rounds,
+                whole=self.uplink is not None,
             )
             if self.choice.num_slots:
-                transport.trainer = self.choice.trainer()(dataset, self.model, algorithm, local, seed=seed)
+                transport.trainer = self._make_trainer()
             torch.set_num_threads(self.choice.num_threads)
             self.model.load(self.server.vector)
-        self.transport, self._factory = transport, factory
+        self.transport = transport
         self._client_state = client_state
         self._limit()
         self.central = (
@@ -173,15 +209,15 @@ class Simulation:
             else Evaluator(dataset, dataset.test, self.model)
         )
         self.preview = None if self.central is None else self.central.draw(evaluate.max_samples, seed)
+        self._training: Evaluator | None = None  # of `_losses`
         # (round, split, losses, hits) of the last evaluation on whole splits
         self._evaluated: tuple[int, Evaluator, Any, Any] | None = None
 
     def footprint(self) -> Footprint:
         """The memory that a round will take, from two trial steps; they leave no trace in the run."""
         job, trainer = self.server.next_job(), self.trainer
-        if trainer.clients is not None:  # whose vectors a trial would change
-            trainer = self._make_trainer()
-            trainer.num_slots = self.trainer.num_slots
+        if trainer.clients is not None or self.uplink is not None:  # which a trial would change
+            trainer = self._make_trial()
         needed = footprint(trainer, self.dataset.train, job.cohort, self.local, job.broadcast, job.scale)
         self.model.load(self.server.vector)
         require(needed, free_memory_bytes(self.model.device), self.local)
@@ -196,8 +232,8 @@ class Simulation:
         """What clients keep, by name, and the models that clients of an asynchronous run are at work on; part of a
         checkpoint."""
         versions = {"versions": self.server.versions} if isinstance(self.server, AsyncServer) else {}
-        kept = self.trainer.clients
-        return versions if kept is None else {kept.name: kept, **versions}
+        kept = [self.trainer.clients, *(self.uplink.memories if self.uplink is not None else ())]
+        return {**{state.name: state for state in kept if state is not None}, **versions}
 
     def _limit(self) -> None:
         for state in self.client_states.values():
@@ -205,7 +241,16 @@ class Simulation:
 
     def _make_trainer(self) -> Trainer:
         factory = self._factory if self.choice is None else self.choice.trainer()
-        return factory(self.dataset, self.model, self.algorithm, self.local, seed=self.seed)
+        extra = {} if self.uplink is None else {"uplink": self.uplink}
+        return factory(self.dataset, self.model, self.algorithm, self.local, seed=self.seed, **extra)
+
+    def _make_trial(self) -> Trainer:
+        """A trainer whose rounds leave no trace."""
+        common = (self.dataset, self.model, self.algorithm, self.local)
+        num_slots = self.trainer.num_slots
+        if num_slots == 1:
+            return SerialTrainer(*common, seed=self.seed)
+        return VectorizedTrainer(*common, seed=self.seed, num_slots=num_slots, factor=self.uplink is None)
 
     def use(self, choice: Choice) -> None:
         """Go on with the trainer that a run was begun with, whatever was measured now."""
@@ -281,6 +326,14 @@ class Simulation:
         losses, hits = zip(*found, strict=True)
         return np.concatenate(losses), np.concatenate(hits)
 
+    def _losses(self, clients: np.ndarray) -> np.ndarray:
+        """(n,) mean loss of the global model on the training samples of these clients (n,), each with some."""
+        if self._training is None:
+            self._training = Evaluator(self.dataset, self.dataset.train, self.model)
+        rows = [self.dataset.train.rows(c) for c in clients.tolist()]
+        losses, _ = self._training.per_sample(self.server.vector, np.concatenate(rows))
+        return np.array([part.mean() for part in np.split(losses, np.cumsum([len(r) for r in rows])[:-1])])
+
     def checkpoint(self, config: dict[str, Any]) -> Checkpoint:
         """The state after the last finished round."""
         server = self.server
@@ -290,6 +343,7 @@ class Simulation:
             state=server.state,
             config=config,
             dataset=self.dataset.fingerprint(),
+            uplink={} if self.uplink is None else self.uplink.snapshot(),
             clients={name: state.snapshot() for name, state in self.client_states.items()},
             clock={} if server.clock is None else server.clock.state_dict(),
         )
@@ -318,6 +372,8 @@ class Simulation:
         self.server.vector.copy_(checkpoint.vector)
         self.server.state = checkpoint.state
         self.server.round = checkpoint.round
+        if self.uplink is not None:
+            self.uplink.restore(checkpoint.uplink)
         for name, state in self.client_states.items():
             state.restore(checkpoint.clients.get(name, {}))
         if self.server.clock is not None:
@@ -416,6 +472,8 @@ def record(
         "trainer_choice": None if simulation.choice is None else asdict(simulation.choice),
         "versions": versions(server.vector.device),
     }
+    if simulation.uplink is not None:
+        summary |= simulation.uplink.summary(server.round)
     if states:
         summary["client_state"] = {
             name: {"clients": len(state), "row_bytes": state.row_bytes, "file_bytes": state.file_bytes}

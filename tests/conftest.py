@@ -1,5 +1,6 @@
 """Small federated datasets that need no file."""
 
+import contextlib
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +12,11 @@ import pytest
 import torch
 
 from fedsim.data.federated import FederatedDataset, Split
+
+# dp-accounting and TensorBoard bring absl. Its log handler holds the sys.stderr of the time of its import and closes it
+# when Hydra sets up logging anew: that must not be the file in which pytest captures.
+with contextlib.redirect_stderr(sys.__stderr__), contextlib.suppress(ImportError):
+    import absl.logging  # noqa: F401
 
 # Tiny tensors gain nothing from a second thread, and lose much on a busy machine.
 torch.set_num_threads(1)
