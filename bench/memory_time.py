@@ -256,7 +256,7 @@ def kept(
     model = FlatModel(copy.deepcopy(module), device)
     server = model.vector.clone()
     data = ResidentSplit(dataset, dataset.train, device)
-    step = SerialStep(model, fedavg(), local)
+    step = SerialStep(model, local)
 
     def run_round(round: int) -> None:
         plan = plan_of(dataset, local, seed, round)
@@ -265,7 +265,7 @@ def kept(
         for minibatches in clients_of(plan, data):
             model.load(server)
             step.begin()
-            losses.extend([step(inputs, targets, server) for inputs, targets in minibatches])
+            losses.extend([step(inputs, targets) for inputs, targets in minibatches])
             updates.append(model.vector - server)
         mean = torch.zeros_like(server)
         for update, weight in zip(updates, (plan.weights / plan.weights.sum()).tolist(), strict=True):
@@ -288,7 +288,7 @@ def online(
 
     def run_round(round: int) -> None:
         partial = transport.run_round(Job(round=round, cohort=cohort, broadcast=server, scale=scale))
-        algorithm.server_step(server, partial.mean, {})
+        server.add_(partial.take_mean().to(server.dtype))
 
     return run_round, lambda: server
 

@@ -18,6 +18,7 @@ _HOME = {
     "ServerConfig": "fedsim.config",
     "TrackingConfig": "fedsim.config",
     "FederatedDataset": "fedsim.data.federated",
+    "from_arrays": "fedsim.data.arrays",
     "Split": "fedsim.data.federated",
 }
 __all__ = [*_HOME, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -50,12 +51,17 @@ def _run_dir(resume: str | None, fresh: str) -> str:
 
 def main() -> None:
     """`python -m fedsim`: run what the arguments describe."""
+    run_job(_job)
+
+
+def run_job(job: Callable[[DictConfig], object]) -> None:
+    """Compose the configuration that the arguments describe and give it to `job`; a mistake becomes one line."""
     ConfigStore.instance().store("schema", _schema())
     OmegaConf.register_new_resolver("fedsim_run_dir", _run_dir, replace=True)
     debugging = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and the error becomes one line below
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_job)()
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
     except KeyboardInterrupt:
         print("fedsim: stopped; continue with checkpoint.resume=RUN_DIR", file=sys.stderr)
         sys.exit(130)
@@ -68,7 +74,7 @@ def main() -> None:
 
 def _job(cfg: DictConfig) -> float | None:
     """One run; returns its best test accuracy, for sweepers."""
-    config = _validated(cfg)
+    config = validated(cfg)
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # pyright: ignore[reportAssignmentType]
     directory = Path(HydraConfig.get().runtime.output_dir)
 
@@ -104,6 +110,14 @@ def _job(cfg: DictConfig) -> float | None:
         f"{dataset.train.num_samples:,} samples; {simulation.model.num_parameters:,} parameters; "
         f"{type(simulation.trainer).__name__} on {simulation.model.device}; writing to {directory}"
     )
+    if simulation.choice is not None:
+        log.info(f"trainer=auto chose {simulation.choice}")
+        for row in simulation.choice.table:
+            log.info(
+                "  {trainer}, {num_threads} threads: {round_seconds:.3g} s and {round_mib:,.0f} MiB a round".format(
+                    **row
+                )
+            )
     directory.mkdir(parents=True, exist_ok=True)
     summary = simulation_module.record(
         simulation,
@@ -120,7 +134,7 @@ def _job(cfg: DictConfig) -> float | None:
     return summary.get("best", {}).get("test_accuracy")
 
 
-def _validated(cfg: DictConfig) -> Config:
+def validated(cfg: DictConfig) -> Config:
     """The configuration as frozen dataclasses; a key that no dataclass knows is refused."""
     missing = OmegaConf.missing_keys(cfg)
     if missing:

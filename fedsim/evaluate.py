@@ -1,4 +1,10 @@
-"""Evaluation of one model on all samples of a split, and of every client at once by a sum over its segment."""
+"""Evaluation of one model on all samples of a split, and of every client at once by a sum over its segment.
+
+The mean over samples weights a sequence by its places that count, so that the accuracy of a language model is a share
+of its predictions.
+"""
+
+import math
 
 import numpy as np
 import pandas as pd
@@ -7,7 +13,7 @@ from torch import Tensor
 
 from fedsim.data.federated import FederatedDataset, Split
 from fedsim.data.resident import ResidentSplit
-from fedsim.objective import correct, cross_entropy
+from fedsim.objective import correct, cross_entropy, num_places
 from fedsim.rng import stream
 from fedsim.vector import FlatModel
 
@@ -48,8 +54,23 @@ class Evaluator:
             hits.append(correct(outputs, targets))
         return torch.cat(losses).double().cpu().numpy(), torch.cat(hits).double().cpu().numpy()
 
+    def places(self, rows: np.ndarray | None = None) -> np.ndarray:
+        """(n,) float64: the places that count of each row (all, in the clients' order, if None)."""
+        rows = self.rows if rows is None else rows
+        if self.split.targets.dim() == 1:
+            return np.ones(len(rows))
+        # few at once: the targets of a large set are mapped from the disk
+        blocks = (rows[start : start + (1 << 16)] for start in range(0, len(rows), 1 << 16))
+        counted = [num_places(self.split.targets[torch.from_numpy(block)]) for block in blocks]
+        return torch.cat(counted).double().numpy()
+
+    def mean(self, values: np.ndarray, rows: np.ndarray | None = None) -> float:
+        """Mean of what `per_sample` gave for the same rows, over their places."""
+        places = self.places(rows)
+        return math.fsum(values * places) / max(1.0, math.fsum(places))
+
     def per_client(self, losses: np.ndarray, hits: np.ndarray) -> pd.DataFrame:
-        """One row for each client with samples: client, samples, loss, accuracy (means over its samples).
+        """One row for each client with samples: client, samples, loss, accuracy (means over its samples' places).
 
         Args:
             losses, hits: (N,) what `per_sample` gave for all rows.
@@ -58,12 +79,14 @@ class Evaluator:
         sizes = self.split.sizes
         owner = np.repeat(np.arange(len(sizes)), sizes)
         kept = np.flatnonzero(sizes)
+        places = self.places()
+        weights = np.bincount(owner, places, len(sizes))[kept].clip(min=1)
         return pd.DataFrame(
             {
                 "client": [self.dataset.client_ids[c] for c in kept.tolist()],
                 "samples": sizes[kept],
-                "loss": np.bincount(owner, losses, len(sizes))[kept] / sizes[kept],
-                "accuracy": np.bincount(owner, hits, len(sizes))[kept] / sizes[kept],
+                "loss": np.bincount(owner, losses * places, len(sizes))[kept] / weights,
+                "accuracy": np.bincount(owner, hits * places, len(sizes))[kept] / weights,
             }
         )
 

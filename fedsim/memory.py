@@ -1,8 +1,14 @@
-"""How much memory a run has used."""
+"""How much memory a run uses, has used, and could still get."""
 
 import sys
+import weakref
+from typing import Any
 
+import psutil
 import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -12,8 +18,56 @@ def peak_memory_bytes(device: torch.device) -> int:
     try:
         import resource
     except ImportError:  # Windows
-        import psutil
-
         return psutil.Process().memory_info().peak_wset
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def used_memory_bytes(device: torch.device) -> int:
+    """In use now, counted as `peak_memory_bytes` counts."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """What this process could still get: of the GPU, or of the machine's memory."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    return psutil.virtual_memory().available
+
+
+class TensorMeter(TorchDispatchMode):
+    """Counts the bytes of the tensors that are made inside it: `now` alive, and `peak`, on any device.
+
+    It sees tensors, not what a library takes for itself while it computes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.alive: dict[int, weakref.finalize[Any, Any]] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and the guard against it would import the compiler
+
+    def _count(self, value: Any) -> None:
+        if isinstance(value, Tensor):
+            storage = value.untyped_storage()
+            key = storage._cdata
+            if key not in self.alive:
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                self.alive[key] = weakref.finalize(storage, self._freed, key, storage.nbytes())
+
+    def _freed(self, key: int, size: int) -> None:
+        self.now -= size
+        self.alive.pop(key, None)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        known = [v.untyped_storage()._cdata for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor)]
+        result = func(*args, **(kwargs or {}))
+        for value in pytree.tree_leaves(result):
+            if isinstance(value, Tensor) and value.untyped_storage()._cdata not in known:
+                self._count(value)  # not a view of, or written into, an argument
+        return result

@@ -90,19 +90,26 @@ class Server:
         """The server's vectors that clients see."""
         return {name: state[name] for name in self.algorithm.broadcast}
 
+    def _job(self, round: int, cohort: np.ndarray, state: ServerState, record: Algorithm) -> Job:
+        return Job(
+            round=round,
+            cohort=cohort,
+            broadcast=self._broadcast(state),
+            scale=weight_scale(self._weight(cohort, state)),
+            prelude=record is not self.algorithm,
+        )
+
+    def next_job(self) -> Job:
+        """The job of the next round."""
+        cohort = self.sampler(self.seed, self.round + 1)
+        return self._job(self.round + 1, cohort, self.state, self.algorithm)
+
     def _step(
         self, round: int, cohort: np.ndarray, state: ServerState, record: Algorithm
     ) -> tuple[float, Metrics, ServerState]:
         """Train the cohort and let the server step: the mean update's norm, sums of metrics, and the new state."""
         weight = self._weight(cohort, state)
-        job = Job(
-            round=round,
-            cohort=cohort,
-            broadcast=self._broadcast(state),
-            scale=weight_scale(weight),
-            prelude=record is not self.algorithm,
-        )
-        partial = self.transport.run_round(job)
+        partial = self.transport.run_round(self._job(round, cohort, state, record))
         mean, size = partial.take_mean(), len(self.vector)
         update_norm = torch.linalg.vector_norm(mean[: self.num_parameters]).item()
         if not math.isfinite(update_norm):

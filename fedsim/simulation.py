@@ -5,8 +5,9 @@ for metrics in simulation.rounds():
     print(metrics["round"], metrics["train_loss"])
 """
 
-import math
+import logging
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,23 @@ from fedsim.client_state import ClientVectors
 from fedsim.config import CheckpointConfig, ClientStateConfig, EvaluateConfig, LocalConfig, ServerConfig, TrackingConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.evaluate import Evaluator, spread
+from fedsim.memory import free_memory_bytes
 from fedsim.pooling import pool_in_pairs
 from fedsim.rng import torch_stream
 from fedsim.sampling import Sampler, uniform
 from fedsim.server import Metrics, Server
 from fedsim.tracking.progress import Progress
-from fedsim.tracking.run_directory import RunDirectory, read_metrics
+from fedsim.tracking.run_directory import RunDirectory, read_metrics, read_trainer
 from fedsim.tracking.summary import summarise, versions
+from fedsim.train.base import Trainer
+from fedsim.train.calibrate import Auto, Choice
+from fedsim.train.footprint import Footprint, footprint, require
 from fedsim.train.own import own_models
 from fedsim.train.serial import SerialTrainer
-from fedsim.transport.inprocess import InProcess, Trainer
+from fedsim.transport.inprocess import InProcess
 from fedsim.vector import FlatModel
+
+log = logging.getLogger("fedsim")
 
 ModelFactory = Callable[[tuple[int, ...], int], nn.Module]
 """(input shape without the batch, number of classes) -> module."""
@@ -63,7 +70,8 @@ class Simulation:
         evaluate: what is evaluated.
         client_state: memory for the vectors that clients keep.
         sampler: sampler(num_clients, clients_per_round) -> who trains in a round.
-        trainer: trainer(dataset, model, algorithm, local, seed=...) -> the trainer.
+        trainer: trainer(dataset, model, algorithm, local, seed=...) -> the trainer, or `Auto`, which measures and
+            chooses one; it also sets PyTorch's number of threads.
         seed: of everything that is drawn.
         device: "auto", "cpu", "cuda" or "cuda:N".
 
@@ -82,7 +90,7 @@ class Simulation:
         evaluate: EvaluateConfig = EvaluateConfig(),  # noqa: B008
         client_state: ClientStateConfig = ClientStateConfig(),  # noqa: B008
         sampler: Callable[[int, int | float], Sampler] = uniform,
-        trainer: Callable[..., Trainer] = SerialTrainer,
+        trainer: Callable[..., Trainer] | Auto = Auto(),  # noqa: B008 (frozen)
         seed: int = 0,
         device: str = "auto",
     ) -> None:
@@ -98,11 +106,10 @@ class Simulation:
         self.dataset, self.config, self.seed, self.algorithm, self.local = dataset, server, seed, algorithm, local
         module = _initialise(model, dataset, seed)
         self.model = FlatModel(pool_in_pairs(module) if where.type == "cpu" else module, where)
-        self.trainer = trainer(dataset, self.model, algorithm, local, seed=seed)
-        kept = self.trainer.clients
-        self.client_states: dict[str, ClientVectors] = {} if kept is None else {kept.name: kept}
-        for state in self.client_states.values():
-            state.limit(int(client_state.ram_gib * 2**30), int(client_state.device_gib * 2**30))
+        factory = SerialTrainer if isinstance(trainer, Auto) else trainer
+        transport = InProcess(
+            factory(dataset, self.model, algorithm, local, seed=seed), dataset.train, local, seed=seed
+        )
         self.server = Server(
             self.model.vector.clone(),
             self.model.num_parameters,
@@ -111,9 +118,29 @@ class Simulation:
             sampler=sampler(dataset.num_clients, server.clients_per_round),
             draw=lambda i: _draw(model, dataset, seed, i).to(where),
             schedule=server.schedule,
-            transport=InProcess(self.trainer, dataset.train, local, seed=seed),
+            transport=transport,
             seed=seed,
         )
+        self.choice = None
+        if isinstance(trainer, Auto):
+            job = self.server.next_job()
+            self.choice = trainer.choose(
+                dataset,
+                self.model,
+                algorithm,
+                local,
+                cohort=job.cohort,
+                broadcast=job.broadcast,
+                scale=job.scale,
+                num_rounds=server.num_rounds,
+            )
+            if self.choice.num_slots:
+                transport.trainer = self.choice.trainer()(dataset, self.model, algorithm, local, seed=seed)
+            torch.set_num_threads(self.choice.num_threads)
+            self.model.load(self.server.vector)
+        self.transport, self.algorithm, self._factory = transport, algorithm, factory
+        self._client_state = client_state
+        self._limit()
         self.central = (
             None
             if dataset.test is None or not dataset.test.num_samples
@@ -122,6 +149,46 @@ class Simulation:
         self.preview = None if self.central is None else self.central.draw(evaluate.max_samples, seed)
         # (round, split, losses, hits) of the last evaluation on whole splits
         self._evaluated: tuple[int, Evaluator, Any, Any] | None = None
+
+    def footprint(self) -> Footprint:
+        """The memory that a round will take, from two trial steps; they leave no trace in the run."""
+        job, trainer = self.server.next_job(), self.trainer
+        if trainer.clients is not None:  # whose vectors a trial would change
+            trainer = self._make_trainer()
+            trainer.num_slots = self.trainer.num_slots
+        needed = footprint(trainer, self.dataset.train, job.cohort, self.local, job.broadcast, job.scale)
+        self.model.load(self.server.vector)
+        require(needed, free_memory_bytes(self.model.device), self.local)
+        return needed
+
+    @property
+    def trainer(self) -> Trainer:
+        return self.transport.trainer
+
+    @property
+    def client_states(self) -> dict[str, ClientVectors]:
+        """What clients keep, by name; part of a checkpoint."""
+        kept = self.trainer.clients
+        return {} if kept is None else {kept.name: kept}
+
+    def _limit(self) -> None:
+        for state in self.client_states.values():
+            state.limit(int(self._client_state.ram_gib * 2**30), int(self._client_state.device_gib * 2**30))
+
+    def _make_trainer(self) -> Trainer:
+        factory = self._factory if self.choice is None else self.choice.trainer()
+        return factory(self.dataset, self.model, self.algorithm, self.local, seed=self.seed)
+
+    def use(self, choice: Choice) -> None:
+        """Go on with the trainer that a run was begun with, whatever was measured now."""
+        if self.choice is not None and (choice.num_slots, choice.num_threads) != (
+            self.choice.num_slots,
+            self.choice.num_threads,
+        ):
+            self.choice = choice
+            self.transport.trainer = self._make_trainer()
+            torch.set_num_threads(choice.num_threads)
+            self._limit()
 
     def rounds(self) -> Iterator[Metrics]:
         """Run to the last round, yielding each round's metrics."""
@@ -135,10 +202,11 @@ class Simulation:
         """
         if self.central is None:
             return {}
-        losses, hits = self.central.per_sample(self.server.vector, None if whole else self.preview)
+        rows = None if whole else self.preview
+        losses, hits = self.central.per_sample(self.server.vector, rows)
         if whole:
             self._evaluated = (self.server.round, self.central, losses, hits)
-        return {"test_loss": math.fsum(losses) / len(losses), "test_accuracy": math.fsum(hits) / len(hits)}
+        return {"test_loss": self.central.mean(losses, rows), "test_accuracy": self.central.mean(hits, rows)}
 
     def clients(self) -> pd.DataFrame:
         """Every client: client, split, samples, loss, accuracy.
@@ -259,9 +327,15 @@ def record(
     for state in states.values() if checkpoint.every else ():
         state.locate(directory / "client_state")
     if checkpoint.resume is not None:
+        if (begun := read_trainer(directory)) is not None:
+            simulation.use(Choice(num_slots=begun["num_slots"], num_threads=begun["num_threads"], reason="as begun"))
         device = str(server.vector.device)
         simulation.restore(Checkpoint.load(directory, device), config)
+    needed = simulation.footprint()
+    log.info(f"a round is predicted to peak at {needed}")
     files = RunDirectory(directory, keep_rounds=server.round)
+    if simulation.choice is not None:
+        files.write_trainer({"num_slots": simulation.choice.num_slots, "num_threads": simulation.choice.num_threads})
     if config:
         files.write_config(config)
     saved = server.round
@@ -294,6 +368,10 @@ def record(
         "seed": simulation.seed,
         "device": str(server.vector.device),
         "trainer": type(simulation.trainer).__name__,
+        "num_slots": simulation.trainer.num_slots,
+        "num_threads": torch.get_num_threads(),
+        "predicted_peak_bytes": needed.peak,
+        "trainer_choice": None if simulation.choice is None else asdict(simulation.choice),
         "versions": versions(server.vector.device),
     }
     if states:

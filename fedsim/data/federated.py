@@ -6,11 +6,14 @@ No client has an object of its own: client `c` is a range of rows, so a million 
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+
+from fedsim.data.digest import array_digest
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -96,8 +99,11 @@ class FederatedDataset:
         test: central (no owners) or per client; None where there is none.
         validation: held-out samples of the clients; None where there is none.
         client_ids: the clients' names, (C,); empty before a partition.
+        groups: what each client is part of by nature, (C,), for example the play of a role (LEAF's "hierarchies");
+            empty where there is no such thing.
         num_classes: size of the model's output.
-        preprocess: batched function on the device, from storage (B, ...) to the model's input (B, ...) float32.
+        preprocess: batched function on the device, from storage (B, ...) to the model's input (B, ...), float32, or
+            int64 for tokens.
         source: where the samples came from, for example "leaf", "glyphs" or "torchvision".
         notes: warnings that belong in the log and in summary.json, for example that a stand-in was used.
     """
@@ -107,6 +113,7 @@ class FederatedDataset:
     test: Split | None = None
     validation: Split | None = None
     client_ids: Sequence[str] = ()
+    groups: Sequence[str] = ()
     num_classes: int
     preprocess: Callable[[Tensor], Tensor] = identity
     source: str = "memory"
@@ -117,6 +124,8 @@ class FederatedDataset:
             raise ValueError(
                 f"{self.train.num_clients} clients but {len(self.client_ids)} client_ids: give each a name"
             )
+        if len(self.groups) not in (0, len(self.client_ids)):
+            raise ValueError(f"{len(self.client_ids)} clients but {len(self.groups)} groups: give each one, or none")
 
     @property
     def num_clients(self) -> int:
@@ -133,24 +142,25 @@ class FederatedDataset:
         """The same samples under other owners; a test set that belonged to the former owners becomes central."""
         train = replace(self.train, offsets=offsets, order=order)
         test = None if self.test is None else replace(self.test, offsets=None, order=None)
-        return replace(self, train=train, test=test, validation=None, client_ids=client_ids)
+        return replace(self, train=train, test=test, validation=None, client_ids=client_ids, groups=())
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of who owns what: owners, labels, shapes and a sample of the inputs of each split.
+        """16 hexadecimal digits of who owns which samples: the owners, targets and inputs of each split.
 
-        Two runs on equal data have equal fingerprints; it reads at most 64 inputs a split, whatever the size.
+        Equal data have equal fingerprints on every machine, and any other sample, label or owner gives another one.
+        Of inputs beyond 1 GiB a fixed sample counts (`fedsim.data.digest`). Computed once for each dataset object.
         """
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256()
         for split in (self.train, self.validation, self.test):
             if split is None:
                 digest.update(b"none")
                 continue
-            digest.update(f"{tuple(split.inputs.shape)} {split.inputs.dtype} {split.targets.dtype}".encode())
-            digest.update(split.targets.contiguous().numpy().tobytes())
-            for owners in (split.offsets, split.order):
-                digest.update(b"none" if owners is None else np.ascontiguousarray(owners, "<i8").tobytes())
-            few = torch.from_numpy(np.linspace(0, len(split.inputs) - 1, min(64, len(split.inputs))).astype(np.int64))
-            digest.update(split.inputs[few].contiguous().numpy().tobytes())
+            for part in (split.inputs.numpy(), split.targets.numpy(), split.offsets, split.order):
+                digest.update(b"none" if part is None else array_digest(np.asarray(part)))
         return digest.hexdigest()[:16]
 
     def frame(self) -> pd.DataFrame:

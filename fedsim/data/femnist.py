@@ -5,10 +5,9 @@ with white paper at 1. Its inputs are not normalised further, as in LEAF's own m
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 from fedsim.data.federated import FederatedDataset
-from fedsim.data.leaf import read_leaf
+from fedsim.data.leaf import leaf_folder, read_leaf
 
 _SOURCES = ("auto", "leaf", "glyphs")
 _TEST_FRACTION = 0.1
@@ -46,7 +45,7 @@ def femnist(
     if source == "glyphs" or root is None:
         return _stand_in(root, num_clients, seed, test_fraction, cache_dir)
     dataset = read_leaf(
-        _leaf_folder(Path(root).expanduser()),
+        leaf_folder(root, "femnist", ", or leave data.root out for the generated stand-in"),
         name="femnist",
         num_classes=62,
         input_shape=(1, 28, 28),
@@ -74,17 +73,3 @@ def _stand_in(
     if root is None:
         return dataset
     return replace(dataset, notes=(*dataset.notes, f"data.root={root} is ignored: data.source=glyphs reads no files"))
-
-
-def _leaf_folder(root: Path) -> Path:
-    """Where LEAF's femnist is under `root`, as `read_leaf` wants it."""
-    if not root.is_dir():
-        raise FileNotFoundError(f"data.root={root} does not exist: set it to a folder with LEAF's femnist")
-    bases = [root, root / "data", root / "femnist", root / "femnist" / "data"]
-    base = next((base for base in bases if (base / "train").is_dir()), None)
-    if base is None:
-        raise FileNotFoundError(
-            f"no train/ of LEAF's femnist in {', '.join(map(str, bases))}: set data.root to the folder that "
-            "has it, or leave data.root out for the generated stand-in"
-        )
-    return base

@@ -1,23 +1,56 @@
-"""LEAF users with numeric inputs, packed into .npy arrays as the JSON streams by.
+"""LEAF users packed into .npy arrays as the JSON streams by.
 
-Memory holds the targets and one user's inputs; the inputs of all go straight to the disk.
+What a set's x and y mean is its recipe's business (`leaf_numbers`, `leaf_text`, `celeba`). Memory holds one user's
+samples and two integers for every user; the rest goes straight to the disk.
 """
 
 import contextlib
-import math
 from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from fedsim.data.leaf_json import LeafUser, read_split
 
-FORMAT = 1  # of the packed arrays: raise it whenever what is packed changes
-# LEAF writes all digits of k/255; other writers keep six of them.
-_BYTE_TOLERANCE = 1e-6
+FORMAT = 2  # of the packed arrays: raise it whenever what is packed changes
+
+Files = dict[str, list[Path]]
+"""The JSON files of "train", "test" and, where there is one, "val"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """How the samples of a user become rows.
+
+    Attributes:
+        dtype, input_shape: of the inputs' rows.
+        target_shape: of the targets' rows, which are int64.
+        encode: LeafUser -> inputs (n, *input_shape) and targets (n, *target_shape), where n need not be the user's
+            number of samples in the JSON; None where the inputs do not fit `dtype`.
+        facts: what else is worth keeping, as JSON can hold it; `encode` may add to it.
+    """
+
+    dtype: DTypeLike
+    input_shape: tuple[int, ...]
+    target_shape: tuple[int, ...] = ()
+    encode: Callable[[LeafUser], tuple[np.ndarray, np.ndarray] | None]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Recipe(Protocol):
+    """What a LEAF set's x and y mean."""
+
+    @property
+    def key(self) -> list[Any]:
+        """All that the packed arrays depend on beside the files, as JSON can hold it."""
+        ...
+
+    def encodings(self, files: Files) -> Iterator[Encoding]:
+        """Encodings to try in turn, until one fits all samples; they may read the files first."""
+        ...
 
 
 def stamp(path: Path) -> tuple[int, int]:
@@ -31,23 +64,26 @@ def offsets_of(sizes: Sequence[int] | np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
 
-def pack(files: dict[str, list[Path]], folder: Path, num_classes: int, input_shape: tuple[int, ...]) -> dict[str, Any]:
-    """Write `{train,test}_{inputs,targets,offsets}.npy`, as `Split` wants them, into `folder`.
+def pack(files: Files, folder: Path, recipe: Recipe) -> dict[str, Any]:
+    """Write `{train,test,val}_{inputs,targets,offsets}.npy`, as `Split` wants them, into `folder`.
 
-    `test_order.npy` is there where the users of test come in another order than those of train.
+    `test_order.npy` is there where the users of test come in another order than those of train, and
+    `test_offsets.npy` is not where no user of test is one of train: then nobody owns the samples of test. The same
+    holds for val.
 
     Returns:
-        "users": the clients' names; "left_out": how many users have no training samples.
+        "users": the clients' names; "groups": theirs, or []; "left_out": how many users have no training samples;
+        "strangers": the splits whose samples nobody owns; "facts": the recipe's.
 
     Raises:
-        ValueError: a file is damaged, a user's samples are inconsistent, or no user of test is in train.
+        ValueError: a file is damaged, or a user's samples are inconsistent.
     """
-    before = {path: stamp(path) for path in [*files["train"], *files["test"]]}
-    packer = _Packer(files=files, folder=folder, num_classes=num_classes, input_shape=input_shape)
-    # Whether all values are k/255 shows only at the end. Data that are not show it in the first user as a
-    # rule, so a second attempt costs next to nothing.
-    meta = packer.pack(np.uint8) or packer.pack(np.float32)
-    assert meta is not None, "every number fits in float32"
+    before = {path: stamp(path) for paths in files.values() for path in paths}
+    # Whether all values fit shows only at the end. Data that do not show it in the first user as a rule, so a second
+    # attempt costs next to nothing.
+    attempts = (_Packer(files=files, folder=folder, encoding=e).pack() for e in recipe.encodings(files))
+    meta = next((meta for meta in attempts if meta is not None), None)
+    assert meta is not None, "a recipe's last encoding takes everything"
     for path, was in before.items():
         if stamp(path) != was:
             raise ValueError(f"{path} changed while it was read: run again once it is complete")
@@ -56,107 +92,84 @@ def pack(files: dict[str, list[Path]], folder: Path, num_classes: int, input_sha
 
 @dataclass(frozen=True, kw_only=True)
 class _Packer:
-    """Writes inputs, targets and offsets of both splits into `folder`."""
+    """Writes inputs, targets and offsets of all splits into `folder`."""
 
-    files: dict[str, list[Path]]
+    files: Files
     folder: Path
-    num_classes: int
-    input_shape: tuple[int, ...]
+    encoding: Encoding
+    groups: dict[str, str] = field(default_factory=dict)
+    left_out: set[str] = field(default_factory=set)
 
-    def pack(self, dtype: DTypeLike) -> dict[str, Any] | None:
-        """Pack the inputs as `dtype`; None where their values do not fit in it."""
-        left_out: set[str] = set()
-        train = self._write("train", dtype, None, left_out)
+    def pack(self) -> dict[str, Any] | None:
+        """Pack all samples; None where their values do not fit."""
+        train = self._write("train", None)
         if train is None:
             return None
+        train = {name: size for name, size in train.items() if size}
         if not train:
             raise ValueError(f"{self.files['train'][0].parent} holds no samples: set data.root to a complete LEAF set")
-        test = self._write("test", dtype, train, left_out)
-        if test is None:
-            return None
-        if not test:
-            raise ValueError(
-                f"no user of {self.files['test'][0].parent} is in {self.files['train'][0].parent}: split the "
-                "samples of every user (LEAF's preprocess.sh with -t sample), not the users"
-            )
         np.save(self.folder / "train_offsets.npy", offsets_of(list(train.values())))
-        np.save(self.folder / "test_offsets.npy", offsets_of([test.get(name, 0) for name in train]))
-        if list(test) != [name for name in train if name in test]:
-            stops = dict(zip(test, np.cumsum(list(test.values())), strict=True))
-            ranges = [np.arange(stops[name] - test[name], stops[name]) for name in train if name in test]
-            np.save(self.folder / "test_order.npy", np.concatenate(ranges))
-        return {"users": list(train), "left_out": len(left_out)}
+        strangers = []
+        for split in self.files:
+            if split == "train":
+                continue
+            before = set(self.left_out)
+            found = self._write(split, train)
+            if found is not None and not found:  # a set that LEAF has split by user
+                strangers.append(split)
+                found = self._write(split, None)
+                self.left_out.intersection_update(before)
+            if found is None:
+                return None
+            if split not in strangers:
+                self._match(split, train, found)
+        groups = [self.groups.get(name) for name in train]
+        return {
+            "users": list(train),
+            "groups": groups if all(group is not None for group in groups) else [],
+            "left_out": len(self.left_out),
+            "strangers": strangers,
+            "facts": self.encoding.facts,
+        }
 
-    def _write(
-        self, split: str, dtype: DTypeLike, wanted: Container[str] | None, left_out: set[str]
-    ) -> dict[str, int] | None:
-        """Write one split's inputs and targets: its users' numbers of samples, as they lie in the files.
+    def _match(self, split: str, train: dict[str, int], found: dict[str, int]) -> None:
+        """Say which of the split's rows each user of train owns."""
+        np.save(self.folder / f"{split}_offsets.npy", offsets_of([found.get(name, 0) for name in train]))
+        if list(found) != [name for name in train if name in found]:
+            stops = dict(zip(found, np.cumsum(list(found.values())), strict=True))
+            ranges = [np.arange(stops[name] - found[name], stops[name]) for name in train if name in found]
+            np.save(self.folder / f"{split}_order.npy", np.concatenate(ranges))
 
-        Users outside `wanted` (None: users without samples) go to `left_out`.
+    def _write(self, split: str, wanted: Container[str] | None) -> dict[str, int] | None:
+        """Write one split's inputs and targets: its users' numbers of rows, as they lie in the files.
+
+        Users outside `wanted` (None: users without samples) are left out.
         """
-        sizes: dict[str, int] = {}
-        targets: list[np.ndarray] = []
-        with _growing(self.folder / f"{split}_inputs.npy", dtype, self.input_shape) as append:
-            for user in read_split(self.files[split]):
+        encoding, sizes = self.encoding, dict[str, int]()
+        with (
+            growing(self.folder / f"{split}_inputs.npy", encoding.dtype, encoding.input_shape) as append_inputs,
+            growing(self.folder / f"{split}_targets.npy", np.int64, encoding.target_shape) as append_targets,
+        ):
+            for user in read_split(self.files[split], self.groups):
                 if (not user.y) if wanted is None else (user.name not in wanted):
-                    left_out.add(user.name)
+                    self.left_out.add(user.name)
                     continue
-                targets.append(self._targets(user))
-                inputs = self._inputs(user)
-                if dtype == np.uint8:
-                    inputs = _as_bytes(inputs)
-                if inputs is None:
+                encoded = encoding.encode(user)
+                if encoded is None:
                     return None
-                append(inputs)
-                sizes[user.name] = len(user.y)
-        np.save(self.folder / f"{split}_targets.npy", np.concatenate([*targets, np.empty(0, dtype=np.int64)]))
+                inputs, targets = encoded
+                if wanted is None and not len(targets):
+                    self.left_out.add(user.name)
+                    continue
+                append_inputs(inputs)
+                append_targets(targets)
+                sizes[user.name] = len(targets)
         return sizes
-
-    def _targets(self, user: LeafUser) -> np.ndarray:
-        for target in user.y:
-            if type(target) is not int or not 0 <= target < self.num_classes:
-                raise ValueError(
-                    f"{user.file}: user {user.name!r} has the label {target!r}, which is no integer from 0 "
-                    f"to {self.num_classes - 1}: repair the file, or set the set's number of classes"
-                )
-        return np.array(user.y, dtype=np.int64)
-
-    def _inputs(self, user: LeafUser) -> np.ndarray:
-        """(n, *input_shape) float32, finite."""
-        if not user.x:
-            return np.empty((0, *self.input_shape), dtype=np.float32)
-        try:
-            inputs = np.asarray(user.x)
-        except ValueError:
-            raise self._unusable(user, "inputs of unequal lengths") from None
-        if inputs.dtype.kind not in "iuf":
-            raise self._unusable(user, "inputs that are not numbers")
-        if inputs.shape[1:] not in (self.input_shape, (math.prod(self.input_shape),)):
-            raise self._unusable(user, f"inputs of shape {inputs.shape[1:]}")
-        with np.errstate(over="ignore"):
-            inputs = inputs.astype(np.float32)
-        if not np.isfinite(inputs).all():
-            raise self._unusable(user, "inputs that are not finite float32 numbers")
-        return inputs.reshape(-1, *self.input_shape)
-
-    def _unusable(self, user: LeafUser, found: str) -> ValueError:
-        return ValueError(
-            f"{user.file}: user {user.name!r} has {found}, where samples of shape {self.input_shape} (or "
-            "flat) are expected: repair the file, or set the shape of this LEAF set"
-        )
-
-
-def _as_bytes(inputs: np.ndarray) -> np.ndarray | None:
-    """round(255 x) as uint8, where every x is k/255; else None."""
-    scaled = inputs * 255
-    rounded = np.rint(scaled)
-    fits = (rounded >= 0) & (rounded <= 255) & (np.abs(scaled - rounded) <= 255 * _BYTE_TOLERANCE)
-    return rounded.astype(np.uint8) if fits.all() else None
 
 
 @contextlib.contextmanager
-def _growing(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> Iterator[Callable[[np.ndarray], None]]:
-    """An .npy file that takes rows until it closes: LEAF says how many there are only at the end."""
+def growing(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> Iterator[Callable[[np.ndarray], None]]:
+    """An .npy file that takes rows of `shape` until it closes, where nobody knows beforehand how many there are."""
     count = 0
 
     def write_header() -> None:

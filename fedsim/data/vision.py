@@ -1,4 +1,4 @@
-"""Image sets that torchvision reads: MNIST, FashionMNIST, EMNIST, CIFAR-10 and CIFAR-100.
+"""Image sets that torchvision reads: MNIST, FashionMNIST, KMNIST, EMNIST, CIFAR-10, CIFAR-100 and SVHN.
 
 Nobody owns their samples: a partition deals the training samples to clients, and the test set stays central.
 Images are kept as bytes and normalised a batch at a time, with the training set's usual mean and deviation.
@@ -6,6 +6,7 @@ Images are kept as bytes and normalised a batch at a time, with the training set
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -57,6 +58,22 @@ def fashion_mnist(*, root: str | None = None, download: bool = False) -> Federat
         images=_grey,
         num_classes=10,
         normalise=Normalise(mean=(0.2860,), std=(0.3530,)),
+    )
+
+
+def kmnist(*, root: str | None = None, download: bool = False) -> FederatedDataset:
+    """Ten cursive Japanese characters: shapes, arguments and errors as in `mnist`, in `KMNIST/raw`."""
+    from torchvision.datasets import KMNIST
+
+    return _load(
+        "kmnist",
+        root,
+        download,
+        files=[f"KMNIST/raw/{file}" for file in _IDX_FILES],
+        make=KMNIST,
+        images=_grey,
+        num_classes=10,
+        normalise=Normalise(mean=(0.1918,), std=(0.3483,)),
     )
 
 
@@ -131,6 +148,41 @@ def cifar100(*, root: str | None = None, download: bool = False) -> FederatedDat
         images=_colour,
         num_classes=100,
         normalise=Normalise(mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762)),
+    )
+
+
+def svhn(*, root: str | None = None, download: bool = False) -> FederatedDataset:
+    """House numbers: inputs (N, 3, 32, 32) uint8, targets (N,) int64 in [0, 10); 73,257 images, and 26,032 for tests.
+
+    Args:
+        root: folder that has or gets `SVHN/train_32x32.mat` and `SVHN/test_32x32.mat`; None is `torchvision` in the
+            cache root.
+        download: fetch what is missing.
+
+    Raises:
+        FileNotFoundError: files are missing and `download` is false.
+        ValueError: SciPy is missing, a file is damaged, or the download failed.
+    """
+    from torchvision.datasets import SVHN
+
+    try:
+        import scipy.io  # noqa: F401 (with which torchvision reads the files)
+    except ImportError as error:
+        raise ValueError("data=svhn needs SciPy to read its files: pip install fedsim[tabular]") from error
+
+    def make(folder: str, *, train: bool, download: bool) -> Any:
+        read = SVHN(str(Path(folder) / "SVHN"), "train" if train else "test", download=download)
+        return SimpleNamespace(data=read.data, targets=read.labels)
+
+    return _load(
+        "svhn",
+        root,
+        download,
+        files=[f"SVHN/{SVHN.split_list[part][1]}" for part in ("train", "test")],
+        make=make,
+        images=lambda data: torch.from_numpy(data).contiguous(),  # in the order (N, 3, 32, 32) already
+        num_classes=10,
+        normalise=Normalise(mean=(0.4377, 0.4438, 0.4728), std=(0.1980, 0.2010, 0.1970)),
     )
 
 

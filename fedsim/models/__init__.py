@@ -7,9 +7,22 @@ configuration names a factory by this package, for example `fedsim.models.mlp`. 
 torch's global generator: seed that before, or overwrite the parameters.
 """
 
-from fedsim.models.cnn import cifar_cnn, convnet2, fedavg_cnn, leaf_cnn
+from fedsim.models.cnn import celeba_cnn, cifar_cnn, convnet2, fedavg_cnn, leaf_cnn
 from fedsim.models.logistic import logistic
+from fedsim.models.lstm import reddit_lstm, sent140_lstm, shakespeare_lstm
 from fedsim.models.mlp import mlp
 from fedsim.models.resnet import resnet18
 
-__all__ = ["cifar_cnn", "convnet2", "fedavg_cnn", "leaf_cnn", "logistic", "mlp", "resnet18"]
+__all__ = [
+    "celeba_cnn",
+    "cifar_cnn",
+    "convnet2",
+    "fedavg_cnn",
+    "leaf_cnn",
+    "logistic",
+    "mlp",
+    "reddit_lstm",
+    "resnet18",
+    "sent140_lstm",
+    "shakespeare_lstm",
+]

@@ -4,6 +4,7 @@
   AISTATS 2017, section 3 (1,663,370 parameters on MNIST).
 - `leaf_cnn`: Caldas et al., LEAF: a benchmark for federated settings, 2018, FEMNIST (6,603,710 parameters).
 - `convnet2`: Xie et al., FederatedScope, VLDB 2023; LEAF's network with batch normalisation and dropout.
+- `celeba_cnn`: LEAF's network for CelebA (31,202 parameters on 84 x 84 pixels and two classes).
 - `cifar_cnn`: Granqvist et al., pfl-research, NeurIPS 2024, its CIFAR10 network (1,626,442 parameters).
 
 Layers start from PyTorch's default initialisation, where the TensorFlow originals use Glorot's.
@@ -101,6 +102,43 @@ def cifar_cnn(
     layers["pool"] = nn.MaxPool2d(2)
     _add_dense(layers, 64 * ((height - 4) // 2) * ((width - 4) // 2), hidden, rate)
     return CNN(nn.Sequential(layers), nn.Linear(hidden, num_classes))
+
+
+def celeba_cnn(
+    input_shape: Sequence[int],
+    num_classes: int,
+    *,
+    num_channels: int = 32,
+    num_blocks: int = 4,
+    use_batch_norm: bool = True,
+) -> nn.Module:
+    """LEAF's CelebA network: four times a 3x3 convolution, batch normalisation, pooling and ReLU; a linear head.
+
+    Pooling rounds odd sizes up, as TensorFlow's "same" does.
+
+    Args:
+        input_shape: (channels, height, width).
+        num_classes: size of the output.
+        num_channels: of each convolution.
+        num_blocks: convolutions.
+        use_batch_norm: normalise after each convolution.
+
+    Raises:
+        ValueError: the samples are no images, or an option has the wrong type or range.
+    """
+    channels, height, width = image_shape("celeba_cnn", input_shape, num_classes, min_size=1)
+    wide = positive_int("model.num_channels", num_channels)
+    normalised = flag("model.use_batch_norm", use_batch_norm)
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for i in range(1, positive_int("model.num_blocks", num_blocks) + 1):
+        layers[f"conv{i}"] = nn.Conv2d(channels, wide, kernel_size=3, padding=1)
+        if normalised:
+            layers[f"norm{i}"] = nn.BatchNorm2d(wide)
+        layers[f"pool{i}"] = nn.MaxPool2d(2, ceil_mode=True)
+        layers[f"relu{i}"] = nn.ReLU()
+        channels, height, width = wide, -(-height // 2), -(-width // 2)
+    layers["flatten"] = nn.Flatten()
+    return CNN(nn.Sequential(layers), nn.Linear(wide * height * width, num_classes))
 
 
 def _two_convolutions(

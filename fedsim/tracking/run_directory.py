@@ -66,6 +66,10 @@ class RunDirectory:
     def write_config(self, config: dict[str, Any]) -> None:
         write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
 
+    def write_trainer(self, trainer: dict[str, int]) -> None:
+        """The trainer that trainer=auto chose, for a resume to take it too."""
+        write_text(self.path / "trainer.json", json.dumps(trainer) + "\n")
+
     def write_clients(self, clients: pd.DataFrame) -> None:
         write_text(self.path / "clients.csv", clients.to_csv(index=False))
 
@@ -81,3 +85,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     file = path / "metrics.jsonl"
     lines = file.read_text(encoding="utf-8").split("\n") if file.exists() else []
     return [json.loads(line) for line in lines[:-1]]  # whatever follows the last newline is not a whole row
+
+
+def read_trainer(path: Path) -> dict[str, int] | None:
+    """What `RunDirectory.write_trainer` wrote; None if nothing."""
+    file = path / "trainer.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None

@@ -1,7 +1,8 @@
 """A module made ready for K clients side by side.
 
-Two kinds of layer need a twin. BatchNorm looks at the whole minibatch, so it must not see the rows that only fill it
-up. And a large linear layer need not have K weights (`FactoredLinear`).
+Three kinds of layer need a twin. BatchNorm looks at the whole minibatch, so it must not see the rows that only fill it
+up. A large linear layer need not have K weights (`FactoredLinear`). And an LSTM's kernels cannot be batched
+(`fedsim.train.recurrent`).
 """
 
 import copy
@@ -10,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from fedsim.train.recurrent import UnrolledLSTM
 
 
 class MaskedBatchNorm(nn.Module):
@@ -122,7 +125,7 @@ class FactoredLinear(nn.Module):
 
 
 def batched_twin(module: nn.Module, factored: set[str]) -> nn.Module:
-    """`module` in training mode, with twins for BatchNorm and for the linear layers named in `factored`.
+    """`module` in training mode, with twins for BatchNorm, LSTMs and the linear layers named in `factored`.
 
     The modules are copies and the parameters are not: a functional call brings its own, and a model is not kept twice.
     """
@@ -134,6 +137,9 @@ def batched_twin(module: nn.Module, factored: set[str]) -> nn.Module:
         elif name in factored:
             assert isinstance(child, nn.Linear)
             replacement = FactoredLinear(child)
+        elif UnrolledLSTM.replaces(child):
+            assert isinstance(child, nn.LSTM)
+            replacement = UnrolledLSTM(child)
         else:
             continue
         if not name:

@@ -140,8 +140,9 @@ class SlotGradient:
         `bases` are the global weights of the factored layers, (out, in), shared by all slots.
         """
         n, batch = x.shape[:2]
-        mask = (torch.arange(batch, device=x.device) < counts[:, None]).to(x.dtype)
-        probes = {name: x.new_zeros((n, batch, len(base))) for name, base in bases.items()}
+        kept = slots.kept  # of the model's dtype, which that of x need not be: tokens are integers
+        mask = (torch.arange(batch, device=x.device) < counts[:, None]).to(kept.dtype)
+        probes = {name: kept.new_zeros((n, batch, len(base))) for name, base in bases.items()}
         arguments = (
             slots.parameters,
             probes,

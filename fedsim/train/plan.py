@@ -81,14 +81,12 @@ def make_plan(
     longest_first = np.lexsort((cohort, -sizes))
     cohort, sizes = cohort[longest_first], sizes[longest_first]
 
-    batch = int(sizes[0]) if local.batch_size is None else min(local.batch_size, int(sizes[0]))
-    steps_per_epoch = -(-sizes // batch)
+    batch, steps_per_epoch, steps = count_steps(sizes, local)
     if prelude:
         steps = steps_per_epoch
-    elif local.num_steps is None:
-        steps = steps_per_epoch * _work(cohort, local.num_epochs, local.straggler_share, seed, round)
-    else:
-        steps = _work(cohort, local.num_steps, local.straggler_share, seed, round)
+    elif local.straggler_share:
+        whole = local.num_epochs if local.num_steps is None else local.num_steps
+        steps = steps // whole * _partial_work(cohort, whole, local.straggler_share, seed, round)
     slot, start = _assign(steps, min(num_slots, len(cohort)))
 
     num_epochs = -(-steps // steps_per_epoch)
@@ -120,12 +118,29 @@ def make_plan(
     )
 
 
-def _work(cohort: np.ndarray, whole: int, straggler_share: float, seed: int, round: int) -> np.ndarray:
+def _partial_work(cohort: np.ndarray, whole: int, straggler_share: float, seed: int, round: int) -> np.ndarray:
     """(m,) int64: epochs or steps of each client, `whole` or, for stragglers, uniform in 1 ... whole - 1."""
-    if not straggler_share:
-        return np.full_like(cohort, whole)
     lots = [counter_hash(seed, "straggler", round, cohort, k) / 2.0**_KEY_BITS for k in (0, 1)]
     return np.where(lots[0] < straggler_share, 1 + (lots[1] * (whole - 1)).astype(np.int64).clip(max=whole - 2), whole)
+
+
+def count_steps(sizes: np.ndarray, local: LocalConfig) -> tuple[int, np.ndarray, np.ndarray]:
+    """B, and the steps of a pass and of the round for clients with `sizes` (m,) samples."""
+    largest = int(sizes.max())
+    batch = largest if local.batch_size is None else min(local.batch_size, largest)
+    steps_per_epoch = -(-sizes // batch)
+    if local.num_steps is not None:
+        return batch, steps_per_epoch, np.full_like(sizes, local.num_steps)
+    return batch, steps_per_epoch, steps_per_epoch * local.num_epochs
+
+
+def busy_slots(steps: np.ndarray, num_slots: int) -> np.ndarray:
+    """(T,) how many slots are busy at each step, for clients with `steps` (m,) steps, longest first."""
+    start = _assign(steps, min(num_slots, len(steps)))[1]
+    changes = np.zeros(int((start + steps).max()) + 1, np.int64)
+    np.add.at(changes, start, 1)
+    np.add.at(changes, start + steps, -1)
+    return np.cumsum(changes)[:-1]
 
 
 def _count_up(lengths: np.ndarray) -> np.ndarray:

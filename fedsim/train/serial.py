@@ -39,6 +39,7 @@ class SerialTrainer:
     """
 
     num_slots = 1
+    expected_history = 0
 
     def __init__(
         self,
@@ -59,6 +60,10 @@ class SerialTrainer:
     def clients(self) -> ClientVectors | None:
         """What the clients keep; None where the algorithm keeps nothing."""
         return self.memory.vectors
+
+    def history_bytes(self, steps: int, batch: int) -> int:
+        """Nothing is remembered."""
+        return 0
 
     def train(self, plan: Plan, broadcast: Tensor, scale: float) -> PartialAverage:
         """Train every client of the plan from `broadcast` (P + Q + ...,) and average the updates.

@@ -66,6 +66,7 @@ class VectorizedTrainer:
         self.memory = ClientMemory(algorithm, model)
         whole_vectors = algorithm.hooked or local.optimizer != "sgd"
         self.factorable = factorable(model.module, sample, _MIN_FACTORED) if factor and not whole_vectors else {}
+        self.expected_history = 0
         self.functions: dict[frozenset[str], SlotGradient] = {}
 
     def _function(self, factored: dict[str, tuple[int, int]]) -> SlotGradient:
@@ -84,6 +85,18 @@ class VectorizedTrainer:
         record = self.algorithm.prelude if plan.prelude else self.algorithm
         assert record is not None, "this algorithm has no prelude"
         return record
+
+    def _factored(self, history: int) -> dict[str, tuple[int, int]]:
+        """The layers to factor when the longest client sees `history` samples, fillings included."""
+        history = max(history, self.expected_history)
+        return {
+            n: (out, into) for n, (out, into) in self.factorable.items() if history * (out + into) * 2 <= out * into
+        }
+
+    def history_bytes(self, steps: int, batch: int) -> int:
+        """The factors of one slot, for `steps` minibatches of `batch` samples, the first left out."""
+        widths = sum(out + into for out, into in self._factored(steps * batch).values())
+        return (steps - 1) * batch * widths * self.model.vector.element_size()
 
     def train(self, plan: Plan, broadcast: Tensor, scale: float) -> PartialAverage:
         """Train every client of the plan from `broadcast` (P + Q + ...,) and average the updates.
@@ -107,13 +120,7 @@ class VectorizedTrainer:
     def _run(self, plan: Plan, broadcast: Tensor, average: OnlineAverage) -> dict[str, float]:
         num_steps, num_slots, batch = plan.rows.shape
         longest = int(plan.steps.max())
-        history = longest * batch
-        factored = {
-            name: (out, into)
-            for name, (out, into) in self.factorable.items()
-            if history * (out + into) * 2 <= out * into
-        }
-        state = self._slots(plan, factored, broadcast)
+        state = self._slots(plan, self._factored(longest * batch), broadcast)
         order = plan.start.argsort(kind="stable")
         begins = plan.start[order]
         num_busy = (plan.counts > 0).sum(1)

@@ -1,31 +1,17 @@
 """The round runs in this process, in one trainer."""
 
-from typing import Protocol
+import logging
 
-from torch import Tensor
+import torch
 
 from fedsim.aggregate import PartialAverage
-from fedsim.client_state import ClientVectors
 from fedsim.config import LocalConfig
 from fedsim.data.federated import Split
-from fedsim.train.hooked import ClientMemory
-from fedsim.train.plan import Plan, make_plan
+from fedsim.train.base import Trainer
+from fedsim.train.plan import make_plan
 from fedsim.transport.base import Job
 
-
-class Trainer(Protocol):
-    """Trains the clients of a plan; `num_slots` of them side by side."""
-
-    num_slots: int
-
-    memory: ClientMemory
-
-    @property
-    def clients(self) -> ClientVectors | None:
-        """What its clients keep from round to round; None where they keep nothing."""
-        ...
-
-    def train(self, plan: Plan, broadcast: Tensor, scale: float) -> PartialAverage: ...
+log = logging.getLogger("fedsim")
 
 
 class InProcess:
@@ -35,13 +21,31 @@ class InProcess:
         self.trainer, self.split, self.local, self.seed = trainer, split, local, seed
 
     def run_round(self, job: Job) -> PartialAverage:
-        plan = make_plan(
-            self.split,
-            job.cohort,
-            self.local,
-            seed=self.seed,
-            round=job.round,
-            num_slots=self.trainer.num_slots,
-            prelude=job.prelude,
-        )
-        return self.trainer.train(plan, job.broadcast, job.scale)
+        while True:
+            plan = make_plan(
+                self.split,
+                job.cohort,
+                self.local,
+                seed=self.seed,
+                round=job.round,
+                num_slots=self.trainer.num_slots,
+                prelude=job.prelude,
+            )
+            try:
+                return self.trainer.train(plan, job.broadcast, job.scale)
+            except RuntimeError as error:
+                if plan.num_slots == 1 or not _out_of_memory(error):
+                    raise
+                self.trainer.num_slots = plan.num_slots // 2
+                log.warning(
+                    f"round {job.round}: out of memory with {plan.num_slots} slots; "
+                    f"the round starts again with {self.trainer.num_slots}"
+                )
+            # outside the handler, whose traceback holds the round's tensors
+            if job.broadcast.is_cuda:
+                torch.cuda.empty_cache()
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device, or the host, had no memory left; on a CPU this is a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)

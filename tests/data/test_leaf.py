@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from fedsim.data import leaf, leaf_pack
 from fedsim.data.federated import FederatedDataset, Split
 from fedsim.data.leaf import read_leaf
 from fedsim.data.leaf_json import read_file
+from fedsim.data.partition import Natural
 
 Users = dict[str, tuple[list[Any], list[Any]]]
 # Bytes as LEAF writes them, k/255, of samples of four pixels.
@@ -157,7 +159,7 @@ def test_num_clients_keeps_a_nested_seeded_draw_in_the_files_order(root: Path) -
         for split, full in ((dataset.train, everyone.train), (dataset.test, everyone.test)):
             assert rows(split, client) == rows(full, names.index(name))
     for wrong in (0, 24):
-        with pytest.raises(ValueError, match=f"data.num_clients={wrong}, but the LEAF set has 23 clients"):
+        with pytest.raises(ValueError, match=f"data.num_clients={wrong}, but tiny has 23 clients"):
             read(root, num_clients=wrong)
 
 
@@ -199,10 +201,10 @@ def test_a_touched_file_is_hashed_and_a_changed_one_packed_again(root: Path) -> 
 def test_a_file_that_changes_while_it_is_read_leaves_no_cache(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = root / "test" / "part_0.json"
 
-    def grow_then_read(files: list[Path]) -> Any:
+    def grow_then_read(files: list[Path], groups: dict[str, str]) -> Any:
         file.write_text(file.read_text() + " ")
         for path in files:
-            yield from read_file(path)
+            yield from read_file(path, groups)
 
     monkeypatch.setattr(leaf_pack, "read_split", grow_then_read)
     with pytest.raises(ValueError, match=f"{file} changed while it was read: run again"):
@@ -286,10 +288,42 @@ def test_damaged_json_leaves_no_cache_and_the_repaired_file_packs(root: Path) ->
     assert read(root).num_clients == 3
 
 
-def test_a_set_that_is_split_by_user_is_refused(root: Path) -> None:
+def test_of_a_set_that_is_split_by_user_no_client_owns_the_test_samples(root: Path) -> None:
     write(root / "test" / "part_0.json", {"dora": TRAIN["ann"]})
-    with pytest.raises(ValueError, match=r"no user of .*/test is in .*/train: split the samples of every user"):
-        read(root)
+    dataset = read(root, num_clients=2)
+    assert dataset.notes == ("no user of test has training samples, so that no client owns it",)
+    assert dataset.test is not None
+    assert not dataset.test.owned
+    assert dataset.test.inputs.flatten(1).tolist() == [[0, 255, 51, 255], [255, 0, 0, 128]]
+    assert dataset.test.targets.tolist() == TRAIN["ann"][1]
+
+
+def test_hierarchies_become_groups_and_follow_their_clients(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("part_0", "part_1"):
+        file = root / "train" / f"{name}.json"
+        content = json.loads(file.read_text())
+        content["hierarchies"] = [f"group of {user}" for user in content["users"]]
+        file.write_text(json.dumps(content))
+    dataset = read(root)
+    assert list(dataset.groups) == ["group of ann", "group of bob", "group of cy"]
+    some = read(root, num_clients=2)
+    assert list(some.groups) == [f"group of {user}" for user in some.client_ids]
+    with pytest.raises(ValueError, match="3 clients but 2 groups: give each one, or none"):
+        replace(dataset, groups=["a", "b"])
+    natural = Natural(num_clients=2)(dataset, seed=3)
+    assert list(natural.groups) == [f"group of {user}" for user in natural.client_ids]
+    content["hierarchies"].append("too many")
+    file.write_text(json.dumps(content))
+    assert list(read(root).groups) == []
+    assert f"{file}: hierarchies is not a list of 1 groups, one a user, and is left out" in caplog.text
+
+
+def test_a_third_split_becomes_the_validation_samples(root: Path) -> None:
+    write(root / "val" / "part_0.json", {"bob": ([[0.2] * 4], [1]), "ann": TRAIN["ann"]})
+    dataset = read(root)
+    assert dataset.validation is not None
+    assert dataset.validation.sizes.tolist() == [2, 1, 0]
+    assert rows(dataset.validation, 1) == ([[51] * 4], [1])
 
 
 def test_a_training_split_without_samples_is_refused(root: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedsim.data.leaf_json import read_file, read_split, split_files
+from fedsim.data.leaf_json import read_file, read_split, read_user, split_files
 
 _SETTINGS = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 _values = st.one_of(
@@ -58,6 +58,13 @@ def test_any_file_reads_as_json_reads_it(
     expected = [(name, record["x"], record["y"]) for name, record in json.loads(text)["user_data"].items()]
     assert expected == [(name, record["x"], record["y"]) for name, record in content["user_data"].items()]
     assert _read(file, chunk_size) == expected
+    groups: dict[str, str] = {}
+    users = list(read_file(file, groups, chunk_size=chunk_size))
+    assert groups == {
+        name: json.dumps(group)
+        for name, group in zip(content["user_data"], content.get("hierarchies", []), strict=False)
+    }
+    assert [read_user(user.name, user.file, user.start, user.stop) for user in reversed(users)] == users[::-1]
 
 
 @_SETTINGS

@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,10 +67,11 @@ def check(dataset: FederatedDataset, name: str, num_classes: int) -> None:
 
 IDX_SETS = [(vision.mnist, "MNIST", "mnist", 0.1307, 0.3081)]
 IDX_SETS += [(vision.fashion_mnist, "FashionMNIST", "fashion_mnist", 0.2860, 0.3530)]
+IDX_SETS += [(vision.kmnist, "KMNIST", "kmnist", 0.1918, 0.3483)]
 
 
 @pytest.mark.parametrize(("load", "folder", "name", "mean", "std"), IDX_SETS)
-def test_mnist_and_fashion_mnist(
+def test_sets_in_mnists_files(
     tmp_path: Path, load: Callable[..., FederatedDataset], folder: str, name: str, mean: float, std: float
 ) -> None:
     images = write_idx_set(tmp_path / folder / "raw", ("train", "t10k"), [4, 0, 9])
@@ -139,9 +141,29 @@ def test_cifar(
         load(root=str(tmp_path))
 
 
+def test_svhn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_svhn: Callable[[Path, pytest.MonkeyPatch], np.ndarray]
+) -> None:
+    images = write_svhn(tmp_path, monkeypatch)  # (32, 32, 3, 24), as in the Matlab files
+    dataset = vision.svhn(root=str(tmp_path))
+    check(dataset, "svhn", 10)
+    assert dataset.input_shape == (3, 32, 32)
+    assert np.array_equal(dataset.train.inputs[5].numpy(), images[:, :, :, 5].transpose(2, 0, 1))
+    assert dataset.train.targets[:11].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
+    file = tmp_path / "SVHN" / "test_32x32.mat"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=rf"svhn: the files in {tmp_path}/SVHN are damaged \(Dataset not.*del"):
+        vision.svhn(root=str(tmp_path))
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(ValueError, match=r"data=svhn needs SciPy to read its files: pip install fedsim\[tabular\]"):
+        vision.svhn(root=str(tmp_path))
+
+
 LOADERS = [
     (vision.mnist, r"no MNIST/raw/train-images-idx3-ubyte in"),
     (vision.fashion_mnist, r"no FashionMNIST/raw/train-images-idx3-ubyte in"),
+    (vision.kmnist, r"no KMNIST/raw/train-images-idx3-ubyte in"),
+    (vision.svhn, r"no SVHN/train_32x32.mat in"),
     (vision.emnist, r"no EMNIST/raw/emnist-byclass-train-images-idx3-ubyte in"),
     (vision.cifar10, r"no cifar-10-batches-py/data_batch_1 in"),
     (vision.cifar100, r"no cifar-100-python/train in"),

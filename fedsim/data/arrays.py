@@ -1,0 +1,240 @@
+"""A user's own arrays as a federated dataset, and what other readers share with that: owners, labels, held-out samples.
+
+Everything is checked here, once, in whole arrays: lengths, shapes, labels, numbers that are not finite.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.data.federated import FederatedDataset, Split, identity
+from fedsim.data.leaf import unit_floats
+from fedsim.rng import counter_hash
+
+_PIECE = 1 << 26  # bytes of inputs that are checked at once
+
+
+def from_arrays(
+    inputs: Any,
+    targets: Any,
+    clients: Any = None,
+    *,
+    test: Sequence[Any] | None = None,
+    name: str = "arrays",
+    num_classes: int | None = None,
+    preprocess: Callable[[Tensor], Tensor] | None = None,
+    source: str = "memory",
+    notes: tuple[str, ...] = (),
+) -> FederatedDataset:
+    """A federated dataset of arrays, tensors or nested lists; samples may lie in any order.
+
+    Args:
+        inputs: (N, ...) finite numbers. float64 becomes float32; everything else stays as it is, bytes and memory maps
+            included.
+        targets: (N,) whole numbers from 0, or (N, ...) for sequences.
+        clients: (N,) the owner of each sample, by number or name; None: nobody owns them, and a partition deals them.
+        test: (inputs, targets) for a central test set, or (inputs, targets, clients) for samples that stay with
+            clients of the training set; None for no test set.
+        name: the dataset's name.
+        num_classes: size of the model's output; None: one more than the largest target.
+        preprocess: batched, from storage to the model's input; None divides bytes by 255 and leaves floats alone.
+        source: where the samples came from.
+        notes: warnings for the log.
+
+    Returns:
+        Clients in ascending order of their number or name, each with its samples in the order given.
+
+    Raises:
+        ValueError: lengths differ, rows are ragged, a number is not finite, a target is no class, or a test sample
+            belongs to a client without training samples.
+    """
+    train_inputs, train_targets = _checked(inputs, targets, "")
+    parts = None
+    if test is not None:
+        if len(test) not in (2, 3):
+            raise ValueError(f"test has {len(test)} arrays: give (inputs, targets) or (inputs, targets, clients)")
+        parts = _checked(test[0], test[1], "test ")
+        if parts[0].shape[1:] != train_inputs.shape[1:] or parts[0].dtype != train_inputs.dtype:
+            raise ValueError(
+                f"test samples are {parts[0].shape[1:]} {parts[0].dtype}, training samples {train_inputs.shape[1:]} "
+                f"{train_inputs.dtype}: make them alike"
+            )
+    found = 1 + int(max(part.max(initial=0) for part in (train_targets, *(parts or ())[1:])))
+    if num_classes is not None and found > num_classes:
+        raise ValueError(f"a target is {found - 1}, which is no class of {num_classes}: classes count from 0")
+    offsets = order = names = test_offsets = test_order = None
+    if clients is not None:
+        owners = _names(clients, len(train_inputs), "")
+        names, numbers = np.unique(owners, return_inverse=True)
+        offsets, order = group(numbers, len(names))
+    if parts is not None and test is not None and len(test) == 3:
+        if names is None:
+            raise ValueError("test samples have clients, training samples have not: give clients of both or of neither")
+        test_offsets, test_order = group(_known(_names(test[2], len(parts[0]), "test "), names), len(names))
+    if preprocess is None:
+        preprocess = unit_floats if train_inputs.dtype == np.uint8 else identity
+    return FederatedDataset(
+        name=name,
+        train=Split(inputs=_tensor(train_inputs), targets=_tensor(train_targets), offsets=offsets, order=order),
+        test=None
+        if parts is None
+        else Split(inputs=_tensor(parts[0]), targets=_tensor(parts[1]), offsets=test_offsets, order=test_order),
+        client_ids=() if names is None else [str(client) for client in names],
+        num_classes=found if num_classes is None else num_classes,
+        preprocess=preprocess,
+        source=source,
+        notes=notes,
+    )
+
+
+class Held(NamedTuple):
+    """Which rows are trained on and which are held out, client after client where there are clients.
+
+    Attributes:
+        train: (M,) int64 row numbers.
+        test: (N - M,) int64 row numbers.
+        train_offsets, test_offsets: (C + 1,) int64 bounds of the clients in them; None without clients.
+    """
+
+    train: np.ndarray
+    test: np.ndarray
+    train_offsets: np.ndarray | None
+    test_offsets: np.ndarray | None
+
+
+def hold_out(num_samples: int, owners: np.ndarray | None, fraction: float, seed: int) -> Held:
+    """Hold out a random share of each client's samples, or of all where nobody owns them.
+
+    Args:
+        num_samples: N.
+        owners: (N,) int64 numbers of the samples' clients, each of 0 ... C - 1 at least once; None: nobody owns them.
+        fraction: the share, in [0, 1), rounded for each client; at least one sample is kept and, where there are two
+            and the fraction is not 0, at least one held out.
+        seed: of the draw; what is drawn of a client depends on its number and size alone.
+
+    Raises:
+        ValueError: the fraction is out of range.
+    """
+    check_fraction(fraction)
+    numbers = np.zeros(num_samples, dtype=np.int64) if owners is None else owners
+    sizes = np.bincount(numbers)
+    held = held_out_sizes(sizes, fraction)
+    starts = np.cumsum(sizes) - sizes
+    by_owner = np.argsort(numbers, kind="stable")
+    place = np.arange(num_samples) - np.repeat(starts, sizes)  # of a sample in its client, in the order of `by_owner`
+    hashes = counter_hash(seed, "hold_out", numbers[by_owner], place)
+    shuffled = by_owner[np.lexsort((hashes, numbers[by_owner]))]
+    is_test = np.zeros(num_samples, dtype=bool)
+    is_test[shuffled[place < np.repeat(held, sizes)]] = True
+    train, test = by_owner[~is_test[by_owner]], by_owner[is_test[by_owner]]
+    if owners is None:
+        return Held(train, test, None, None)
+    return Held(train, test, _bounds(sizes - held), _bounds(held))
+
+
+def held_out_sizes(sizes: np.ndarray, fraction: float) -> np.ndarray:
+    """(C,) int64: how many of (C,) samples are held out at a share in [0, 1); see `hold_out`."""
+    least = np.minimum(1, sizes - 1) if fraction else np.zeros_like(sizes)
+    return np.clip(np.rint(sizes * fraction).astype(np.int64), least, sizes - 1)
+
+
+def check_fraction(fraction: float) -> None:
+    """Raises ValueError where a share of held-out samples is not in [0, 1)."""
+    if not 0 <= fraction < 1:
+        raise ValueError(f"data.test_fraction is {fraction}: choose a number from 0 up to, but not including, 1")
+
+
+def group(numbers: np.ndarray, num_clients: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Offsets (C + 1,) and order (N,) of samples whose owners are numbered; order is None where they are sorted."""
+    offsets = _bounds(np.bincount(numbers, minlength=num_clients))
+    if np.all(numbers[1:] >= numbers[:-1]):
+        return offsets, None
+    return offsets, np.argsort(numbers, kind="stable")
+
+
+def _bounds(sizes: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+
+def _checked(inputs: Any, targets: Any, which: str) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs as they are stored and targets as int64; `which` begins the errors' nouns."""
+    inputs, targets = _array(inputs, f"{which}inputs"), _array(targets, f"{which}targets")
+    if inputs.ndim < 2 or not len(inputs):
+        raise ValueError(f"{which}inputs have shape {inputs.shape}: give (samples, ...) with at least one sample")
+    if targets.ndim == 0 or len(targets) != len(inputs):
+        count = len(targets) if targets.ndim else 1
+        raise ValueError(f"{len(inputs)} {which}inputs but {count} {which}targets: give one target a sample")
+    if inputs.dtype.kind not in "iufb":
+        raise ValueError(f"{which}inputs are of type {inputs.dtype}: turn them into numbers first")
+    if inputs.dtype == np.float64:
+        with np.errstate(over="ignore"):  # what does not fit is found below
+            inputs = inputs.astype(np.float32)
+    if inputs.dtype.kind == "f":
+        step = max(1, _PIECE * len(inputs) // inputs.nbytes)
+        for start in range(0, len(inputs), step):
+            finite = np.isfinite(inputs[start : start + step]).reshape(len(inputs[start : start + step]), -1).all(1)
+            if not finite.all():
+                row = start + int(np.argmin(finite))
+                raise ValueError(f"{which}sample {row} holds a number that is not a finite float32: repair or drop it")
+    if targets.dtype.kind == "f" and np.all(np.isfinite(targets)) and np.all(targets == np.rint(targets)):
+        targets = targets.astype(np.int64)
+    if targets.dtype.kind not in "iub":
+        raise ValueError(
+            f"{which}targets are of type {targets.dtype} and no whole numbers: "
+            "number the classes from 0, for example with numpy.unique(targets, return_inverse=True)"
+        )
+    if targets.min(initial=0) < 0:
+        raise ValueError(f"a {which}target is {targets.min()}: number the classes from 0")
+    return inputs, targets.astype(np.int64, copy=False)
+
+
+def _array(values: Any, what: str) -> np.ndarray:
+    if isinstance(values, Tensor):
+        return values.detach().cpu().numpy()
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        raise ValueError(f"{what} have rows of unequal lengths: cut or pad them to one shape") from None
+    if array.dtype.kind == "O" and len(array) and isinstance(array[0], np.ndarray | list | tuple):
+        raise ValueError(f"{what} have rows of unequal lengths: cut or pad them to one shape")
+    return array
+
+
+def _names(clients: Any, num_samples: int, which: str) -> np.ndarray:
+    names = _array(clients, f"{which}clients")
+    if names.dtype.kind == "O":
+        missing = [place for place, name in enumerate(names) if name is None or name != name]
+        if missing:
+            raise ValueError(f"{which}sample {missing[0]} has no client: name one for each sample")
+        names = names.astype(str)
+    if names.shape != (num_samples,):
+        raise ValueError(f"{num_samples} {which}samples but clients of shape {names.shape}: name one for each sample")
+    if names.dtype.kind == "f" and not np.all(names == np.rint(names)):
+        raise ValueError(f"{which}clients are of type {names.dtype} and no whole numbers: give numbers or names")
+    return names.astype(np.int64) if names.dtype.kind == "f" else names
+
+
+def _known(owners: np.ndarray, names: np.ndarray) -> np.ndarray:
+    """(N,) int64: places of `owners` in the sorted `names`."""
+    if (owners.dtype.kind in "US") != (names.dtype.kind in "US"):
+        owners, names = owners.astype(str), names.astype(str)
+    sorter = np.argsort(names, kind="stable")
+    places = sorter[np.minimum(np.searchsorted(names, owners, sorter=sorter), len(names) - 1)]
+    strange = names[places] != owners
+    if strange.any():
+        raise ValueError(
+            f"test samples belong to client {owners[strange][0]!s}, who has no training samples: leave them out, or "
+            "give the test set without clients"
+        )
+    return places
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    """Shares the array's memory, that of a read-only memory map too: nobody writes to a dataset's samples."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))

@@ -1,0 +1,304 @@
+"""trainer=auto: measure a few steps of the real model and take the fastest trainer that fits the memory budget.
+
+Clients take different numbers of steps, so a round is mostly steps with fewer busy slots than K. What is measured is
+the time of a step with n busy slots, for growing n, and what a client costs besides; from both follows the time of a
+round for every K, through the schedule that the round would have.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim import __version__
+from fedsim.algorithms.base import Algorithm
+from fedsim.config import LocalConfig
+from fedsim.data.cache import cache_root
+from fedsim.data.federated import FederatedDataset
+from fedsim.files import write_text
+from fedsim.train.base import Trainer
+from fedsim.train.footprint import Footprint, budget_bytes, footprint, short_plan
+from fedsim.train.plan import Plan, busy_slots, count_steps
+from fedsim.train.serial import SerialTrainer
+from fedsim.train.vectorized import VectorizedTrainer
+from fedsim.vector import FlatModel
+
+log = logging.getLogger("fedsim")
+
+# A trial takes this many steps after the first.
+_STEPS = 2
+# Seconds of measuring that are worth a file.
+_REMEMBERED = 0.1
+# A share of the run that the trials may take.
+_SHARE = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A trainer, and why.
+
+    Attributes:
+        num_slots: K; 0 is the serial trainer.
+        num_threads: PyTorch's intra-operator threads.
+        table: what was measured: trainer, num_threads, predicted seconds and bytes of a round.
+        reason: in words.
+    """
+
+    num_slots: int
+    num_threads: int
+    reason: str
+    table: list[dict[str, Any]] = field(default_factory=list)
+
+    def trainer(self) -> Callable[..., Trainer]:
+        """The factory of the trainer."""
+        return partial(VectorizedTrainer, num_slots=self.num_slots) if self.num_slots else SerialTrainer
+
+    def __str__(self) -> str:
+        name = f"trainer=vectorized trainer.num_slots={self.num_slots}" if self.num_slots else "trainer=serial"
+        return f"{name} with {self.num_threads} thread{'s' * (self.num_threads > 1)} ({self.reason})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Auto:
+    """Chooses the trainer of a run.
+
+    Attributes:
+        memory_budget: what a round may take: a share (float up to 1.0) of free memory, or bytes.
+        max_slots: no more slots than this.
+        max_seconds: of measuring; nor does it take more than 5 % of what the run would take serially.
+        cache: remember the choice for this model, shape and machine.
+    """
+
+    memory_budget: float | int = 0.8
+    max_slots: int = 256
+    max_seconds: float = 3.0
+    cache: bool = True
+
+    def __post_init__(self) -> None:
+        if self.max_slots < 1:
+            raise ValueError(f"trainer.max_slots must be at least 1, got {self.max_slots}")
+        if not self.max_seconds > 0:
+            raise ValueError(f"trainer.max_seconds must be positive, got {self.max_seconds}")
+
+    def choose(
+        self,
+        dataset: FederatedDataset,
+        model: FlatModel,
+        algorithm: Algorithm,
+        local: LocalConfig,
+        *,
+        cohort: np.ndarray,
+        broadcast: Tensor,
+        scale: float,
+        num_rounds: int,
+    ) -> Choice:
+        """Measure, or remember, and choose.
+
+        Args:
+            dataset, model, algorithm, local: the run.
+            cohort: (m,) the clients of a typical round.
+            broadcast, scale: of its job.
+            num_rounds: rounds that the choice is made for.
+
+        Raises:
+            ValueError: not even one client at a time fits the budget.
+        """
+        budget = budget_bytes(self.memory_budget, broadcast.device)
+        key = self._key(dataset, model, algorithm, local, len(cohort), num_rounds, budget)
+        path = cache_root() / "trainer" / f"{key}.json"
+        if self.cache and path.is_file():
+            try:
+                found = json.loads(path.read_text())
+                return Choice(**{**found, "reason": f"measured before, see {path}"})
+            except (ValueError, TypeError, OSError):
+                log.warning(f"{path} cannot be read; measuring again")
+        trial = _Trial(dataset, model, algorithm, local, cohort, broadcast, scale)
+        choice = self._measure(trial, budget, num_rounds)
+        if self.cache and trial.seconds > _REMEMBERED:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_text(path, json.dumps(asdict(choice), indent=1))
+            except OSError as error:
+                log.warning(f"the choice of trainer is not remembered ({error})")
+        return choice
+
+    def _key(
+        self,
+        dataset: FederatedDataset,
+        model: FlatModel,
+        algorithm: Algorithm,
+        local: LocalConfig,
+        clients: int,
+        num_rounds: int,
+        budget: int,
+    ) -> str:
+        device = model.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+        sizes = dataset.train.sizes
+        facts = [
+            (__version__, torch.__version__, name, os.cpu_count(), torch.get_num_threads()),
+            (repr(model.module), dataset.input_shape, algorithm.name, repr(local), clients, num_rounds),
+            (int(sizes.max()), round(float(sizes.mean()), 1), budget.bit_length(), self.max_slots, self.max_seconds),
+        ]
+        return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
+
+    def _measure(self, trial: "_Trial", budget: int, num_rounds: int) -> Choice:
+        begin = time.perf_counter()
+        threads = torch.get_num_threads()
+        rows: list[tuple[float, int, int, int]] = []  # seconds of a round, K, threads, bytes
+
+        def measure(num_slots: int, count: int) -> bool:
+            """Add a row; whether it may still be worth going on."""
+            torch.set_num_threads(count)
+            need = trial.footprint(num_slots)
+            if need.extra > budget:
+                if num_slots == 0:
+                    raise ValueError(
+                        f"one client at a time needs {need}, and {budget / 2**20:,.0f} MiB may be used: lower "
+                        "local.batch_size, choose a smaller model, or raise trainer.memory_budget"
+                    )
+                return False
+            rows.append((trial.round_seconds(num_slots, count), num_slots, count, need.extra))
+            return True
+
+        def in_time() -> bool:
+            """Whether a trial that takes twice the last one still fits."""
+            return time.perf_counter() - begin + 2 * trial.last < allowed
+
+        try:
+            measure(0, threads)
+            allowed = min(self.max_seconds, _SHARE * num_rounds * rows[0][0])
+            for count in _thread_counts(threads, trial.broadcast.device)[1:]:
+                if in_time():
+                    measure(0, count)
+            count, worse = min(rows)[2], 0
+            for n in _slot_counts(min(self.max_slots, len(trial.cohort))):
+                if worse == 2 or not in_time():
+                    break
+                try:
+                    if not measure(n, count):
+                        break
+                except ValueError as error:  # the model cannot be batched
+                    log.info(str(error))
+                    break
+                worse = worse + 1 if rows[-1] != min(rows) else 0
+            best = min(rows)
+            for count in _thread_counts(threads, trial.broadcast.device):
+                if best[1] and count != best[2] and in_time():
+                    measure(best[1], count)
+        finally:
+            torch.set_num_threads(threads)
+        seconds, num_slots, count, _ = min(rows)
+        table = [
+            {
+                "trainer": f"vectorized-{k}" if k else "serial",
+                "num_threads": t,
+                "round_seconds": round(s, 4),
+                "round_mib": round(b / 2**20, 1),
+            }
+            for s, k, t, b in sorted(rows, key=lambda row: (row[2], row[1]))
+        ]
+        reason = f"about {seconds:.3g} s a round, fastest of {len(rows)} measured in {trial.seconds:.1f} s"
+        return Choice(num_slots=num_slots, num_threads=count, reason=reason, table=table)
+
+
+def _thread_counts(most: int, device: torch.device) -> list[int]:
+    """Intra-operator threads worth a trial, small models gain nothing from many."""
+    return [most] if device.type == "cuda" or most == 1 else sorted({most, max(1, most // 4), 1}, reverse=True)
+
+
+def _slot_counts(most: int) -> Iterator[int]:
+    """1, 4, 16 ... and `most`."""
+    n = 1
+    while n < most:
+        yield n
+        n *= 4
+    yield most
+
+
+class _Trial:
+    """Short rounds of the run's own clients, whose results are thrown away."""
+
+    def __init__(
+        self,
+        dataset: FederatedDataset,
+        model: FlatModel,
+        algorithm: Algorithm,
+        local: LocalConfig,
+        cohort: np.ndarray,
+        broadcast: Tensor,
+        scale: float,
+    ) -> None:
+        self.dataset, self.model, self.algorithm = dataset, model, algorithm
+        self.local = replace(local, learning_rate=0.0)  # a trial takes as long, and cannot diverge
+        cohort = cohort[dataset.train.sizes[cohort] > 0]
+        sizes = dataset.train.sizes[cohort]
+        longest_first = np.argsort(-sizes, kind="stable")
+        self.cohort, self.broadcast, self.scale = cohort[longest_first], broadcast, scale
+        self.batch, _, self.steps = count_steps(sizes[longest_first], local)
+        self.seconds = self.last = 0.0
+        self.trainers: dict[bool, Trainer] = {}
+        self.needs: dict[bool, Footprint] = {}
+        self.measured: dict[tuple[int, int], tuple[float, float]] = {}
+
+    def _trainer(self, num_slots: int) -> Trainer:
+        """One of each kind serves all trials."""
+        batched = num_slots > 0
+        if batched not in self.trainers:
+            factory = Choice(num_slots=num_slots, num_threads=1, reason="").trainer()
+            trainer = factory(self.dataset, self.model, self.algorithm, self.local, seed=0)
+            self.trainers[batched] = trainer
+        if batched:
+            self.trainers[batched].num_slots = num_slots
+        return self.trainers[batched]
+
+    def footprint(self, num_slots: int) -> Footprint:
+        """What a round takes; 0 slots: serial."""
+        batched = num_slots > 0
+        if batched not in self.needs:
+            begin = time.perf_counter()
+            trainer = self._trainer(2 if batched else 0)
+            arguments = (self.dataset.train, self.cohort, self.local, self.broadcast, self.scale)
+            self.needs[batched] = footprint(trainer, *arguments)
+            self.seconds += time.perf_counter() - begin
+        return replace(self.needs[batched], num_slots=max(1, num_slots))
+
+    def round_seconds(self, num_slots: int, num_threads: int) -> float:
+        """Seconds of a round with K slots; 0: serial."""
+        begin = time.perf_counter()
+        trainer, n = self._trainer(num_slots), max(1, num_slots)
+        trainer.expected_history = int(self.steps.max()) * self.batch
+        # clients from everywhere in the cohort: the longest alone would have full minibatches
+        cohort = self.cohort[np.linspace(0, len(self.cohort) - 1, n).astype(np.int64)]
+        short, long = (
+            self._time(trainer, short_plan(self.dataset.train, cohort, self.local, trainer, steps=s))
+            for s in (1, 1 + _STEPS)
+        )
+        step = max(long - short, 0.1 * short) / _STEPS
+        self.measured[num_slots, num_threads] = step, max(0.0, short - step) / n
+        self.last = time.perf_counter() - begin
+        self.seconds += self.last
+        busy = busy_slots(self.steps, n)
+        known = sorted(k for k, threads in self.measured if k and threads == num_threads)
+        times = [self.measured[k, num_threads][0] for k in known]
+        steps = np.interp(busy, known, times).sum() if num_slots else step * len(busy)
+        return float(steps) + self.measured[num_slots, num_threads][1] * len(self.cohort)
+
+    def _time(self, trainer: Trainer, plan: Plan) -> float:
+        times: list[float] = []
+        while not times or (len(times) < 3 and times[0] < 0.02):
+            begin = time.perf_counter()
+            trainer.train(plan, self.broadcast, self.scale)
+            if self.broadcast.is_cuda:
+                torch.cuda.synchronize(self.broadcast.device)
+            times.append(time.perf_counter() - begin)
+        return min(times)

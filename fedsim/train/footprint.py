@@ -1,0 +1,123 @@
+"""The memory planner: what a round with K slots will take, before it runs.
+
+One step is taken with one client and with two, and the tensors alive at the peak are counted. Both numbers hold
+everything a trainer makes (slots, gradients, momenta, activations, the running sum, the fold's blocks), and their
+difference is what one more slot takes. Only the history of factored layers grows with the steps besides; it is known.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.config import LocalConfig
+from fedsim.data.federated import Split
+from fedsim.memory import TensorMeter, free_memory_bytes, used_memory_bytes
+from fedsim.train.base import Trainer
+from fedsim.train.plan import Plan, count_steps, make_plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """Bytes of a round.
+
+    Attributes:
+        held: in use before the round: model, data, and on a CPU the program itself.
+        fixed: what a round takes whatever the number of slots.
+        slot: what each slot takes.
+        num_slots: K.
+    """
+
+    held: int
+    fixed: int
+    slot: int
+    num_slots: int
+
+    @property
+    def extra(self) -> int:
+        """Beyond what is held."""
+        return self.fixed + self.slot * self.num_slots
+
+    @property
+    def peak(self) -> int:
+        """The predicted peak, comparable to `fedsim.memory.peak_memory_bytes`."""
+        return self.held + self.extra
+
+    def __str__(self) -> str:
+        parts = {"held": self.held, "fixed": self.fixed, f"{self.num_slots} slots": self.slot * self.num_slots}
+        return f"{_mib(self.peak)} (" + ", ".join(f"{name} {_mib(size)}" for name, size in parts.items()) + ")"
+
+
+def _mib(size: float) -> str:
+    return f"{size / 2**20:,.0f} MiB"
+
+
+def budget_bytes(budget: float | int | None, device: torch.device) -> int:
+    """What a round may take: a share (float up to 1.0) of what is free on the device, bytes, or all that is free.
+
+    Raises:
+        ValueError: not a positive number.
+    """
+    free = free_memory_bytes(device)
+    if budget is None:
+        return free
+    if not budget > 0 or (isinstance(budget, float) and budget > 1):
+        raise ValueError(
+            f"trainer.memory_budget must be a number of bytes or a share of free memory up to 1.0, got {budget}"
+        )
+    return int(free * budget) if isinstance(budget, float) else budget
+
+
+def short_plan(split: Split, cohort: np.ndarray, local: LocalConfig, trainer: Trainer, *, steps: int) -> Plan:
+    """The first `steps` steps of these clients."""
+    local = dataclasses.replace(local, num_steps=steps, straggler_share=0.0)
+    return make_plan(split, cohort, local, seed=0, round=1, num_slots=min(trainer.num_slots, len(cohort)))
+
+
+def footprint(
+    trainer: Trainer, split: Split, cohort: np.ndarray, local: LocalConfig, broadcast: Tensor, scale: float
+) -> Footprint:
+    """Measure a trainer's need; its clients' vectors are left as they were only if it has none.
+
+    Args:
+        trainer: will be used for a few short rounds.
+        split, cohort, local: a typical round.
+        broadcast: (P + Q + ...,) as in a job.
+        scale: of the average.
+    """
+    batch, _, num_steps = count_steps(split.sizes[cohort], local)
+    cohort = cohort[np.argsort(-split.sizes[cohort], kind="stable")]
+    peaks = []
+    trainer.expected_history = int(num_steps.max()) * batch
+    try:
+        for n in (1, 2)[: min(2, len(cohort), trainer.num_slots)]:
+            plan = short_plan(split, cohort[:n], local, trainer, steps=1)
+            trainer.train(plan, broadcast, scale)  # traces and caches are made here
+            with TensorMeter() as meter:
+                trainer.train(plan, broadcast, scale)
+            peaks.append(meter.peak)
+    finally:
+        trainer.expected_history = 0
+    slot = max(0, peaks[-1] - peaks[0])
+    return Footprint(
+        held=used_memory_bytes(broadcast.device),
+        fixed=peaks[0] - slot if len(peaks) > 1 else peaks[0],
+        slot=slot + trainer.history_bytes(int(num_steps.max()), batch) if len(peaks) > 1 else 0,
+        num_slots=min(trainer.num_slots, len(cohort)),
+    )
+
+
+def require(needed: Footprint, budget: int, local: LocalConfig) -> None:
+    """Refuse a round that does not fit.
+
+    Raises:
+        ValueError: names the settings that would change it.
+    """
+    if needed.extra <= budget:
+        return
+    raise ValueError(
+        f"a round needs {_mib(needed.extra)} ({needed}), and {_mib(budget)} may be used: lower trainer.num_slots "
+        f"(now {needed.num_slots}) or local.batch_size (now {local.batch_size}), or raise trainer.memory_budget"
+    )

@@ -1,0 +1,120 @@
+"""A user's own arrays, and held-out samples."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fedsim
+from fedsim.data.arrays import from_arrays, hold_out
+from fedsim.models import mlp
+
+
+def test_three_lines_train_on_own_arrays() -> None:
+    inputs, targets, writers = np.random.default_rng(0).normal(size=(60, 5)), np.arange(60) % 3, np.arange(60) % 4
+    dataset = fedsim.from_arrays(inputs, targets, writers)
+    settings = {"server": fedsim.ServerConfig(num_rounds=2, clients_per_round=2), "progress": False}
+    assert np.isfinite(fedsim.simulate(dataset, mlp, **settings)["train_loss"]).all()
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch", "list"])
+def test_every_client_owns_its_samples_in_their_order(kind: str) -> None:
+    owners = np.array(["bob", "ann", "bob", "eve", "ann", "bob"])
+    arrays: list[Any] = [np.arange(12.0).reshape(6, 2), np.array([0, 1, 2, 0, 1, 3])]
+    if kind == "torch":
+        arrays = [torch.from_numpy(array) for array in arrays]
+    elif kind == "list":
+        arrays = [array.tolist() for array in arrays]
+    dataset = from_arrays(*arrays, owners.tolist(), test=([[9.0, 9.0], [8.0, 8.0]], [1, 2], ["eve", "ann"]))
+    assert (list(dataset.client_ids), dataset.num_classes, dataset.input_shape) == (["ann", "bob", "eve"], 4, (2,))
+    assert [dataset.train.rows(client).tolist() for client in range(3)] == [[1, 4], [0, 2, 5], [3]]
+    assert dataset.test is not None
+    assert [dataset.test.rows(client).tolist() for client in range(3)] == [[1], [], [0]]
+    assert dataset.train.inputs.dtype == torch.float32
+    assert dataset.train.targets.dtype == torch.int64
+
+
+def test_sorted_owners_need_no_order_and_nothing_is_copied(tmp_path: Path) -> None:
+    np.save(tmp_path / "inputs.npy", np.zeros((4, 2), dtype=np.uint8))
+    inputs = np.load(tmp_path / "inputs.npy", mmap_mode="r")
+    dataset = from_arrays(inputs, [0, 1, 0, 1], [10, 10, 9, 9][::-1], test=(inputs, [1, 1, 0, 0]))
+    assert dataset.train.order is None
+    assert dataset.train.inputs.data_ptr() == inputs.ctypes.data
+    assert list(dataset.client_ids) == ["9", "10"]  # by number, not by name
+    assert dataset.test is not None
+    assert not dataset.test.owned
+    assert dataset.preprocess(torch.full((1, 2), 255, dtype=torch.uint8)).tolist() == [[1.0, 1.0]]
+    assert not from_arrays(inputs, [0, 1, 0, 1]).train.owned
+
+
+GOOD: dict[str, Any] = {"inputs": [[1.0, 2.0], [3.0, 4.0]], "targets": [0, 1], "clients": ["a", "b"]}
+MISTAKES: list[tuple[dict[str, Any], str]] = [
+    ({"inputs": [[1.0, 2.0], [3.0]]}, "^inputs have rows of unequal lengths: cut or pad them"),
+    ({"inputs": [["a"], ["b"]]}, "^inputs are of type <U1: turn them into numbers"),
+    ({"inputs": [1.0, 2.0]}, r"^inputs have shape \(2,\): give \(samples, \.\.\.\)"),
+    ({"inputs": [[1.0, 2.0], [3.0, float("nan")]]}, "^sample 1 holds a number that is not a finite float32"),
+    ({"inputs": [[1e300, 2.0], [3.0, 4.0]]}, "^sample 0 holds a number that is not a finite float32"),
+    ({"targets": [0]}, "^2 inputs but 1 targets: give one target a sample"),
+    ({"targets": [0.5, 1]}, "^targets are of type float64 and no whole numbers: number the classes from 0"),
+    ({"targets": ["cat", "dog"]}, "^targets are of type <U3 and no whole numbers"),
+    ({"targets": [-1, 1]}, "^a target is -1: number the classes from 0"),
+    ({"num_classes": 1}, "^a target is 1, which is no class of 1: classes count from 0"),
+    ({"clients": ["a"]}, r"^2 samples but clients of shape \(1,\): name one for each sample"),
+    ({"clients": ["a", None]}, "^sample 1 has no client: name one for each sample"),
+    ({"clients": [0.5, 1]}, "^clients are of type float64 and no whole numbers"),
+    ({"test": ([[1.0, 2.0]], [0], ["c"])}, "^test samples belong to client c, who has no training samples"),
+    ({"test": ([[1.0]], [0])}, r"^test samples are \(1,\) float32, training samples \(2,\) float32: make them alike"),
+    ({"test": ([[1.0, np.inf]], [0])}, "^test sample 0 holds a number that is not"),
+    ({"test": ([[1.0, 2.0]],)}, r"^test has 1 arrays: give \(inputs, targets\) or"),
+    ({"clients": None, "test": ([[1.0, 2.0]], [0], ["a"])}, "^test samples have clients, training samples have not"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), MISTAKES)
+def test_mistakes_are_one_line_that_says_how_to_mend_them(change: dict[str, Any], message: str) -> None:
+    from_arrays(**GOOD)
+    with pytest.raises(ValueError, match=message) as caught:
+        from_arrays(**{**GOOD, **change})
+    assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=8),
+    fraction=st.floats(0, 0.99, allow_subnormal=False),  # torch may flush these to zero
+    seed=st.integers(0, 2**32),
+    data=st.data(),
+)
+def test_held_out_samples_are_disjoint_complete_and_the_clients_own(
+    sizes: list[int], fraction: float, seed: int, data: st.DataObject
+) -> None:
+    owners = np.repeat(np.arange(len(sizes)), sizes)
+    owners = owners[data.draw(st.permutations(range(len(owners))))]
+    held = hold_out(len(owners), owners, fraction, seed)
+    assert sorted([*held.train, *held.test]) == list(range(len(owners)))
+    assert held.train_offsets is not None
+    assert held.test_offsets is not None
+    for client, size in enumerate(sizes):
+        train = held.train[held.train_offsets[client] : held.train_offsets[client + 1]]
+        test = held.test[held.test_offsets[client] : held.test_offsets[client + 1]]
+        assert np.all(owners[train] == client)
+        assert np.all(owners[test] == client)
+        assert np.all(np.diff(train) > 0)
+        least = min(1, size - 1) if fraction else 0
+        assert len(test) == min(max(round(size * fraction), least), size - 1)
+    again = hold_out(len(owners), owners, fraction, seed)
+    assert all(np.array_equal(one, other) for one, other in zip(held, again, strict=True))
+
+
+def test_every_sample_is_held_out_equally_often() -> None:
+    owners = np.array([0, 1, 1, 1, 1, 0])
+    drawn = np.concatenate([hold_out(6, owners, 0.25, seed).test for seed in range(4000)])
+    # One of client 0's two samples and one of client 1's four. Counts are binomial, with a deviation of at most 32.
+    assert np.abs(np.bincount(drawn, minlength=6) / 4000 - [0.5, 0.25, 0.25, 0.25, 0.25, 0.5]).max() < 0.04
+    assert len(hold_out(10, None, 0.3, 0).test) == 3
+    with pytest.raises(ValueError, match=r"data.test_fraction is 1.0: choose a number from 0"):
+        hold_out(10, None, 1.0, 0)
