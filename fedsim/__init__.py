@@ -13,6 +13,7 @@ _HOME = {
     "simulate": "fedsim.simulation",
     "record": "fedsim.simulation",
     "CheckpointConfig": "fedsim.config",
+    "ClientStateConfig": "fedsim.config",
     "EvaluateConfig": "fedsim.config",
     "LocalConfig": "fedsim.config",
     "ServerConfig": "fedsim.config",

@@ -42,6 +42,7 @@ class Checkpoint:
         config: the run's resolved configuration, as plain values.
         dataset: `FederatedDataset.fingerprint` of its data.
         clients: `ClientVectors.snapshot` of each of the clients' vectors, by name.
+        clock: virtual time, and who is at work, of runs with devices.
     """
 
     round: int
@@ -50,6 +51,7 @@ class Checkpoint:
     config: dict[str, Any]
     dataset: str
     clients: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    clock: dict[str, Tensor] = field(default_factory=dict)
 
     def save(self, directory: Path) -> None:
         """Write `directory/checkpoint.safetensors` in the place of the one before.
@@ -59,6 +61,7 @@ class Checkpoint:
         """
         about = {"format": _FORMAT, "round": self.round, "config": self.config, "dataset": self.dataset}
         tensors = {"vector": self.vector, **{f"state.{name}": t for name, t in self.state.items()}}
+        tensors |= {f"clock.{name}": t for name, t in self.clock.items()}
         for name, index in self.clients.items():
             tensors |= {f"clients.{name}.{part}": t for part, t in index.items()}
         tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
@@ -95,6 +98,7 @@ class Checkpoint:
         for key in [key for key in tensors if key.startswith("clients.")]:
             name, part = key.removeprefix("clients.").rsplit(".", 1)
             clients.setdefault(name, {})[part] = tensors.pop(key)
+        clock = {key.removeprefix("clock."): tensors.pop(key) for key in list(tensors) if key.startswith("clock.")}
         return cls(
             round=about["round"],
             vector=vector,
@@ -102,6 +106,7 @@ class Checkpoint:
             config=about["config"],
             dataset=about["dataset"],
             clients=clients,
+            clock=clock,
         )
 
     def check(self, config: dict[str, Any], dataset: str) -> None:

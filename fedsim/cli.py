@@ -101,6 +101,7 @@ def _job(cfg: DictConfig) -> float | None:
         evaluate=config.evaluate,
         client_state=config.client_state,
         sampler=instantiate(config.sampler),
+        devices=instantiate(config.devices) if config.devices else None,
         trainer=instantiate(config.trainer),
         seed=config.seed,
         device=config.device,

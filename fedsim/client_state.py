@@ -9,9 +9,7 @@ where a checkpoint keeps the rows (`fedsim.row_file`): it writes those that chan
 index, never all rows.
 """
 
-import itertools
 import shutil
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fedsim.row_file import RESERVE_BYTES, RowFile, existing_folder, readable
+from fedsim.row_pool import RowPool
 
 # Rows moved at once between tiers: their copies are all the memory that is used beside the budget.
 _CHUNK_BYTES = 1 << 26
@@ -70,7 +69,7 @@ class ClientVectors:
         budgets = [(torch.device("cpu"), ram_bytes)]
         if self.device.type != "cpu":
             budgets.insert(0, (self.device, device_bytes))
-        pools = [_Pool(budget // self.row_bytes, self.size, self.dtype, where) for where, budget in budgets]
+        pools = [RowPool(budget // self.row_bytes, self.size, self.dtype, where) for where, budget in budgets]
         self.pools = [pool for pool in pools if pool.capacity]
 
     def __len__(self) -> int:
@@ -164,6 +163,12 @@ class ClientVectors:
         for client in self.pending:
             self._drop(~client)
         self.pending.clear()
+
+    def forget(self, clients: np.ndarray) -> None:
+        """Make committed rows of these clients (m,) initial again; their space is free, in the file when the next
+        checkpoint is confirmed."""
+        for client in clients.tolist():
+            self._drop(client)
 
     def _drop(self, key: int) -> None:
         for pool in self.pools:
@@ -271,44 +276,3 @@ class ClientVectors:
         step = max(1, _CHUNK_BYTES // self.row_bytes)
         for start in range(0, len(items), step):
             yield list(items[start : start + step])
-
-
-class _Pool:
-    """A tier in memory: at most `capacity` rows, the least recently used first."""
-
-    def __init__(self, capacity: int, size: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.capacity, self.size, self.dtype, self.device = capacity, size, dtype, device
-        self.clear()
-
-    def clear(self) -> None:
-        self.slots: OrderedDict[int, int] = OrderedDict()
-        self.free: list[int] = []
-        self.rows: Tensor | None = None
-
-    def get(self, keys: list[int]) -> Tensor:
-        """A copy of their rows."""
-        assert self.rows is not None
-        return self.rows[torch.tensor([self.slots[key] for key in keys], device=self.device)]
-
-    def touch(self, keys: list[int]) -> None:
-        """They are used now."""
-        for key in keys:
-            self.slots.move_to_end(key)
-
-    def crowded(self, num_rows: int) -> list[int]:
-        """Whose rows must leave before so many others enter: the least recently used ones."""
-        return list(itertools.islice(self.slots, max(0, len(self.slots) + num_rows - self.capacity)))
-
-    def put(self, keys: list[int], rows: Tensor) -> None:
-        if self.rows is None:  # a CPU gives memory to a page when it is first touched
-            self.rows = torch.empty((self.capacity, self.size), dtype=self.dtype, device=self.device)
-        for key in keys:
-            self.slots[key] = self.free.pop() if self.free else len(self.slots)
-        self.rows[torch.tensor([self.slots[key] for key in keys], device=self.device)] = rows.to(
-            self.device, self.dtype
-        )
-
-    def drop(self, key: int) -> None:
-        slot = self.slots.pop(key, None)
-        if slot is not None:
-            self.free.append(slot)

@@ -139,15 +139,25 @@ class ServerConfig:
         num_rounds: rounds in total, those before a resume included.
         clients_per_round: a count (integer) or a fraction of all clients (a float up to 1.0).
         evaluate_every: rounds between evaluations on the test set; 0: only after the last round.
+        over_selection: so many times the clients of a round are asked, and the first ones to report count; it needs
+            devices.
+        deadline: virtual seconds after which a round ends with those who have reported; None: it waits. It needs
+            devices.
         schedule: of the server's learning rate: a factor on how far a round moves the global parameters.
     """
 
     num_rounds: int = 100
     clients_per_round: int | float = 10
     evaluate_every: int = 10
+    over_selection: float = 1.0
+    deadline: float | None = None
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
     def __post_init__(self) -> None:
+        if not self.over_selection >= 1:
+            raise ValueError(f"server.over_selection must be at least 1, got {self.over_selection}")
+        if self.deadline is not None and not self.deadline > 0:
+            raise ValueError(f"server.deadline must be positive or null, got {self.deadline}")
         if self.num_rounds < 1:
             raise ValueError(f"server.num_rounds must be at least 1, got {self.num_rounds}")
         if self.evaluate_every < 0:
@@ -195,7 +205,8 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ClientStateConfig:
-    """Where the vectors lie that clients keep from round to round; what does not fit lies in a file.
+    """Where the vectors lie that clients keep from round to round, and in asynchronous runs the older models that
+    clients are at work on; what does not fit lies in a file.
 
     Attributes:
         ram_gib: budget in RAM, in GiB.
@@ -224,7 +235,8 @@ class TrackingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A whole run, as composed from conf/. The dictionaries are `_target_` factories with their arguments.
+    """A whole run, as composed from conf/. The dictionaries are `_target_` factories with their arguments; no devices
+    is none.
 
     Attributes:
         name: of the experiment; part of the run directory's path.
@@ -241,6 +253,7 @@ class Config:
     algorithm: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
     sampler: dict[str, Any] = field(default_factory=dict)
+    devices: dict[str, Any] = field(default_factory=dict)
     local: LocalConfig = field(default_factory=LocalConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from fedsim.aggregate import weight_scale
 from fedsim.algorithms.base import Algorithm, Round, ServerState, Setup, lengths, split, weigh
+from fedsim.clock import Clock
 from fedsim.config import ScheduleConfig, ServerConfig
 from fedsim.memory import peak_memory_bytes
 from fedsim.sampling import Sampler
@@ -29,6 +31,7 @@ class Server:
         draw: i -> (P + Q,) another initial model, for an algorithm that has several.
         schedule: of the server's learning rate.
         seed: of the run.
+        clock: who reports in time; None: everybody, and nobody looks at the time.
     """
 
     def __init__(
@@ -43,10 +46,11 @@ class Server:
         draw: Callable[[int], Tensor],
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008 (frozen)
         seed: int,
+        clock: Clock | None = None,
     ) -> None:
         self.vector, self.num_parameters, self.sizes, self.seed = vector, num_parameters, sizes, seed
         self.algorithm, self.sampler, self.transport = algorithm, sampler, transport
-        self.schedule = schedule
+        self.schedule, self.clock = schedule, clock
         self.state = algorithm.server_init(vector, Setup(num_parameters=num_parameters, sizes=sizes, draw=draw))
         self.round = 0
 
@@ -55,6 +59,8 @@ class Server:
         begin = time.perf_counter()
         round = self.round + 1
         cohort = self.sampler(self.seed, round)
+        outcome = None if self.clock is None else self.clock.round(round, cohort)
+        cohort = cohort if outcome is None else outcome.reported
         if not self.sizes[cohort].any():
             raise ValueError(f"round {round}: no client of the cohort has a training sample; sample more clients")
         state = self.state
@@ -62,12 +68,17 @@ class Server:
             _, _, state = self._step(round, cohort, state, self.algorithm.prelude)
         update_norm, sums, self.state = self._step(round, cohort, state, self.algorithm)
         self.round = round
+        timing: Metrics = {}
+        if self.clock is not None and outcome is not None:
+            self.clock.seconds += outcome.seconds
+            timing = self.clock.metrics(outcome)
         return {
             "round": round,
             "train_loss": sums["loss_sum"] / sums["samples"],
             "update_norm": update_norm,
             "clients": int(sums["clients"]),
             "samples": int(sums["samples"]),
+            **timing,
             "seconds": time.perf_counter() - begin,
             "peak_memory_bytes": peak_memory_bytes(self.vector.device),
         }
@@ -130,13 +141,22 @@ class Server:
             parameters.copy_(torch.lerp(before, parameters, factor))
         return update_norm, partial.metrics, state
 
-    def rounds(self, config: ServerConfig, evaluate: Callable[[bool], Metrics]) -> Iterator[Metrics]:
-        """Run to the last round; yields each round's metrics, with `evaluate(last)` in the rounds that are due."""
-        while self.round < config.num_rounds:
-            metrics = self.run_round()
-            last = self.round == config.num_rounds
-            if last or (config.evaluate_every and self.round % config.evaluate_every == 0):
-                begin = time.perf_counter()
-                metrics |= evaluate(last)
-                metrics["evaluate_seconds"] = time.perf_counter() - begin
-            yield metrics
+
+class HasRounds(Protocol):
+    """A server: synchronous or not."""
+
+    round: int
+
+    def run_round(self) -> Metrics: ...
+
+
+def rounds(server: HasRounds, config: ServerConfig, evaluate: Callable[[bool], Metrics]) -> Iterator[Metrics]:
+    """Run to the last round; yields each round's metrics, with `evaluate(last)` in the rounds that are due."""
+    while server.round < config.num_rounds:
+        metrics = server.run_round()
+        last = server.round == config.num_rounds
+        if last or (config.evaluate_every and server.round % config.evaluate_every == 0):
+            begin = time.perf_counter()
+            metrics |= evaluate(last)
+            metrics["evaluate_seconds"] = time.perf_counter() - begin
+        yield metrics

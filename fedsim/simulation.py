@@ -6,7 +6,8 @@ for metrics in simulation.rounds():
 """
 
 import logging
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,21 @@ import torch
 from torch import nn
 
 from fedsim.algorithms import Algorithm, fedavg
+from fedsim.algorithms.traffic import traffic
+from fedsim.async_server import AsyncServer
 from fedsim.checkpoint import Checkpoint
 from fedsim.client_state import ClientVectors
+from fedsim.clock import clients_asked, make_clock
 from fedsim.config import CheckpointConfig, ClientStateConfig, EvaluateConfig, LocalConfig, ServerConfig, TrackingConfig
 from fedsim.data.federated import FederatedDataset
+from fedsim.devices import Devices
 from fedsim.evaluate import Evaluator, spread
+from fedsim.events import make_queue
 from fedsim.memory import free_memory_bytes
 from fedsim.pooling import pool_in_pairs
 from fedsim.rng import torch_stream
-from fedsim.sampling import Sampler, uniform
-from fedsim.server import Metrics, Server
+from fedsim.sampling import Sampler, cohort_size, uniform
+from fedsim.server import Metrics, Server, rounds
 from fedsim.tracking.progress import Progress
 from fedsim.tracking.run_directory import RunDirectory, read_metrics, read_trainer
 from fedsim.tracking.summary import summarise, versions
@@ -68,6 +74,7 @@ class Simulation:
         local: what a client does.
         server: rounds, cohort size, how often to evaluate.
         evaluate: what is evaluated.
+        devices: devices(num_clients, client_ids, seed) -> the clients' devices; None: everybody reports at once.
         client_state: memory for the vectors that clients keep.
         sampler: sampler(num_clients, clients_per_round) -> who trains in a round.
         trainer: trainer(dataset, model, algorithm, local, seed=...) -> the trainer, or `Auto`, which measures and
@@ -90,6 +97,7 @@ class Simulation:
         evaluate: EvaluateConfig = EvaluateConfig(),  # noqa: B008
         client_state: ClientStateConfig = ClientStateConfig(),  # noqa: B008
         sampler: Callable[[int, int | float], Sampler] = uniform,
+        devices: Callable[[int, Sequence[str], int], Devices] | None = None,
         trainer: Callable[..., Trainer] | Auto = Auto(),  # noqa: B008 (frozen)
         seed: int = 0,
         device: str = "auto",
@@ -110,17 +118,35 @@ class Simulation:
         transport = InProcess(
             factory(dataset, self.model, algorithm, local, seed=seed), dataset.train, local, seed=seed
         )
-        self.server = Server(
-            self.model.vector.clone(),
-            self.model.num_parameters,
-            dataset.train.sizes,
-            algorithm=algorithm,
-            sampler=sampler(dataset.num_clients, server.clients_per_round),
-            draw=lambda i: _draw(model, dataset, seed, i).to(where),
-            schedule=server.schedule,
-            transport=transport,
-            seed=seed,
-        )
+        made = None if devices is None else devices(dataset.num_clients, dataset.client_ids, seed)
+        down, up = traffic(algorithm, self.model)
+        begin = {"draw": lambda i: _draw(model, dataset, seed, i).to(where), "schedule": server.schedule}
+        if algorithm.asynchronous is None:
+            self.server = Server(
+                self.model.vector.clone(),
+                self.model.num_parameters,
+                dataset.train.sizes,
+                algorithm=algorithm,
+                sampler=sampler(dataset.num_clients, clients_asked(server, dataset.num_clients)),
+                transport=transport,
+                seed=seed,
+                clock=make_clock(made, dataset.train.sizes, local, server, download_bytes=down, upload_bytes=up),
+                **begin,
+            )
+        else:
+            if getattr(sampler, "func", sampler) is not uniform:
+                raise ValueError(f"algorithm={algorithm.name} draws clients as places fall free: set sampler=uniform")
+            self.server = AsyncServer(
+                self.model.vector.clone(),
+                self.model.num_parameters,
+                dataset.train.sizes,
+                algorithm=algorithm,
+                queue=make_queue(
+                    made, dataset.train.sizes, local, server, download_bytes=down, upload_bytes=up, seed=seed
+                ),
+                transport=transport,
+                **begin,
+            )
         self.choice = None
         if isinstance(trainer, Auto):
             job = self.server.next_job()
@@ -138,7 +164,7 @@ class Simulation:
                 transport.trainer = self.choice.trainer()(dataset, self.model, algorithm, local, seed=seed)
             torch.set_num_threads(self.choice.num_threads)
             self.model.load(self.server.vector)
-        self.transport, self.algorithm, self._factory = transport, algorithm, factory
+        self.transport, self._factory = transport, factory
         self._client_state = client_state
         self._limit()
         self.central = (
@@ -167,9 +193,11 @@ class Simulation:
 
     @property
     def client_states(self) -> dict[str, ClientVectors]:
-        """What clients keep, by name; part of a checkpoint."""
+        """What clients keep, by name, and the models that clients of an asynchronous run are at work on; part of a
+        checkpoint."""
+        versions = {"versions": self.server.versions} if isinstance(self.server, AsyncServer) else {}
         kept = self.trainer.clients
-        return {} if kept is None else {kept.name: kept}
+        return versions if kept is None else {kept.name: kept, **versions}
 
     def _limit(self) -> None:
         for state in self.client_states.values():
@@ -192,7 +220,7 @@ class Simulation:
 
     def rounds(self) -> Iterator[Metrics]:
         """Run to the last round, yielding each round's metrics."""
-        return self.server.rounds(self.config, lambda last: self.evaluate(whole=last))
+        return rounds(self.server, self.config, lambda last: self.evaluate(whole=last))
 
     def evaluate(self, *, whole: bool = True) -> Metrics:
         """test_loss and test_accuracy of the global model; {} without a test set.
@@ -237,6 +265,7 @@ class Simulation:
     def _own(self, evaluator: Evaluator) -> tuple[np.ndarray, np.ndarray]:
         """Loss and correctness of each sample of a split under its owner's own model, in the clients' order."""
         split, server = evaluator.split, self.server
+        assert isinstance(server, Server), "an asynchronous algorithm keeps no personal models"
         models = own_models(
             self.dataset,
             self.model,
@@ -262,6 +291,7 @@ class Simulation:
             config=config,
             dataset=self.dataset.fingerprint(),
             clients={name: state.snapshot() for name, state in self.client_states.items()},
+            clock={} if server.clock is None else server.clock.state_dict(),
         )
 
     def save(self, directory: Path, config: dict[str, Any]) -> None:
@@ -269,6 +299,14 @@ class Simulation:
         self.checkpoint(config).save(directory)
         for state in self.client_states.values():
             state.confirm()
+
+    def expected_rows(self, name: str) -> int:
+        """How many rows of a client state a whole run is expected to write, with a uniform sampler."""
+        num_clients = self.dataset.num_clients
+        asked = cohort_size(clients_asked(self.config, num_clients), num_clients)
+        if name == "versions":
+            return asked
+        return math.ceil(num_clients * (1 - (1 - asked / num_clients) ** self.config.num_rounds))
 
     def restore(self, checkpoint: Checkpoint, config: dict[str, Any]) -> None:
         """Continue from a checkpoint of the same run.
@@ -282,6 +320,8 @@ class Simulation:
         self.server.round = checkpoint.round
         for name, state in self.client_states.items():
             state.restore(checkpoint.clients.get(name, {}))
+        if self.server.clock is not None:
+            self.server.clock.load_state_dict(checkpoint.clock)
 
 
 def _initialise(model: nn.Module | ModelFactory, dataset: FederatedDataset, seed: int, draw: int = 0) -> nn.Module:
@@ -324,8 +364,10 @@ def record(
     config = config or {}
     server, num_rounds = simulation.server, simulation.config.num_rounds
     states = simulation.client_states
-    for state in states.values() if checkpoint.every else ():
-        state.locate(directory / "client_state")
+    for name, state in states.items():
+        if checkpoint.every:
+            state.locate(directory / "client_state")
+        state.require_room(simulation.expected_rows(name))
     if checkpoint.resume is not None:
         if (begun := read_trainer(directory)) is not None:
             simulation.use(Choice(num_slots=begun["num_slots"], num_threads=begun["num_threads"], reason="as begun"))

@@ -1,5 +1,6 @@
 """Client state: what was written is read back, whatever the budget; a checkpoint's rows survive a kill."""
 
+import json
 import os
 import shutil
 import signal
@@ -18,8 +19,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fedsim.client_state as client_state_module
+from fedsim.algorithms.base import Algorithm, Clients, Kept
 from fedsim.checkpoint import Checkpoint
 from fedsim.client_state import ClientVectors
+from fedsim.config import CheckpointConfig, ClientStateConfig, ServerConfig
+from fedsim.models import logistic
+from fedsim.simulation import Simulation, record
+from fedsim.train.serial import SerialTrainer
 
 ROW = 4 * 5  # bytes of the rows here: 5 float32
 
@@ -221,6 +227,58 @@ def test_a_full_disk_is_refused_before_it_is_full(tmp_path, monkeypatch):
 def test_mistakes_are_named(clients, rows, message):
     with pytest.raises(ValueError, match=message):
         make().write(np.array(clients), rows)
+
+
+def drifting() -> Algorithm:
+    """Clients keep their last update and step along a share of it."""
+
+    def step(clients: Clients) -> None:
+        clients.descend(clients.gradient() - 0.3 * clients.vectors["last"])
+
+    def finish(clients: Clients, updates: torch.Tensor) -> dict[str, torch.Tensor]:
+        clients.vectors["last"].copy_(updates[:, : clients.model.shape[1]])
+        return {}
+
+    return Algorithm(name="drifting", keeps={"last": Kept()}, step=step, finish=finish)
+
+
+def test_a_run_with_client_vectors_resumes_bit_for_bit_whatever_the_budget(make_dataset, tmp_path):
+    def run(directory: str, rounds: int, ram_gib: float, **checkpoint) -> torch.Tensor:
+        simulation = Simulation(
+            make_dataset([9] * 8),
+            logistic,
+            algorithm=drifting(),
+            server=ServerConfig(num_rounds=rounds, clients_per_round=3),
+            client_state=ClientStateConfig(ram_gib=ram_gib),
+            trainer=SerialTrainer,
+            device="cpu",
+        )
+        record(simulation, tmp_path / directory, config={"a": 1}, checkpoint=CheckpointConfig(**checkpoint))
+        return simulation.server.vector
+
+    whole = run("whole", 9, 1.0, every=0)
+    run("broken", 5, 0.0, every=2)
+    (rows,) = (tmp_path / "broken" / "client_state").iterdir()
+    with rows.open("ab") as file:
+        file.write(b"rows that came after the checkpoint")
+    resumed = run("broken", 9, 3 * 52 * 4 / 2**30, every=2, resume=str(tmp_path / "broken"))
+    assert torch.equal(whole, resumed)
+    summary = json.loads((tmp_path / "broken" / "summary.json").read_text())
+    ((_, about),) = summary["client_state"].items()
+    assert about["row_bytes"] == 52 * 4
+    assert 3 <= about["clients"] <= 8
+
+
+def test_a_run_that_the_disk_cannot_hold_is_refused_before_it_starts(make_dataset, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(1 << 40, 1 << 40, (1 << 28) + 5 * 52 * 4))
+    server = ServerConfig(num_rounds=9, clients_per_round=3)  # 8 (1 - (5/8)^9) = 7.9 clients of 8
+    simulation = Simulation(
+        make_dataset([9] * 8), logistic, algorithm=drifting(), server=server, trainer=SerialTrainer, device="cpu"
+    )
+    with pytest.raises(ValueError, match=r"8 clients with 0\.0 MB each need"):
+        record(simulation, tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 WRITER = """

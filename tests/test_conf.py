@@ -106,7 +106,7 @@ def test_any_leaf_set_of_numbers_trains(fedsim, tmp_path):
 
 GROUPS = sorted(
     (path.parent.name, path.stem)
-    for group in ("algorithm", "model", "partition", "trainer", "sampler", "local")
+    for group in ("algorithm", "model", "partition", "trainer", "sampler", "local", "devices")
     for path in (CONF / group).glob("*.yaml")
 )
 
@@ -133,14 +133,19 @@ def test_every_option_of_every_group_runs(fedsim, tmp_path, mnist_root, leaf_roo
         if name != "shakespeare":
             data.append(f"data.root={leaf_root}")
     arguments = [*data, *TINY, "local.num_steps=1", f"{group}={option}"]
+    if option in ("fedbn", "lg_fedavg"):  # they need more than one layer
+        arguments += ["model=convnet2", "model.hidden_size=16"]
     if group == "partition":
         arguments += PARTITIONS.get(option, ["partition.num_clients=5"])
     if option == "from_file":
         rows = tmp_path / "rows.json"
         rows.write_text("[[0, 5, 7], [1, 2], [3, 4]]")
         arguments.append(f"partition.path={rows}")
-    if option in ("fedbn", "lg_fedavg"):  # they need more than one layer
-        arguments += ["model=convnet2", "model.hidden_size=16"]
+    if option in ("fedasync", "fedbuff"):
+        arguments += ["devices=equal", *(["algorithm.buffer_size=2"] if option == "fedbuff" else [])]
+    if (group, option) == ("devices", "trace"):
+        (tmp_path / "trace.csv").write_text("samples_per_second,download,upload\n10,1e6,1e5\n20,1e6,1e5\n")
+        arguments.append(f"devices.path={tmp_path / 'trace.csv'}")
     done = fedsim(*arguments)
     if option == "fcube":  # composed and built, but letters are no points of a cube
         assert "partition=fcube needs three numbers a sample, but one sample has shape (1, 28, 28)" in done.err

@@ -4,7 +4,9 @@ from fedsim.algorithms.agnostic import agnostic_fedavg
 from fedsim.algorithms.apfl import apfl
 from fedsim.algorithms.base import Algorithm
 from fedsim.algorithms.ditto import ditto
+from fedsim.algorithms.fedasync import fedasync
 from fedsim.algorithms.fedavg import fedavg
+from fedsim.algorithms.fedbuff import fedbuff
 from fedsim.algorithms.feddyn import feddyn
 from fedsim.algorithms.fedexp import fedexp
 from fedsim.algorithms.fednova import fednova
@@ -27,9 +29,11 @@ __all__ = [
     "ditto",
     "fedadagrad",
     "fedadam",
+    "fedasync",
     "fedavg",
     "fedavgm",
     "fedbn",
+    "fedbuff",
     "feddyn",
     "fedexp",
     "fednova",

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.algorithms.asynchronous import Asynchronous
 from fedsim.config import LocalConfig
 from fedsim.vector import FlatModel, Layout
 
@@ -210,6 +211,7 @@ class Algorithm:
         server_init: (vector, setup) -> the vectors that the server keeps.
         server_step: (vector, mean, state, round) -> state. Moves the global `vector` (P + Q,) in place by the mean
             update (P + Q,) float64 of the round.
+        asynchronous: when an asynchronous server steps; None: in rounds, when the whole cohort has trained.
     """
 
     name: str
@@ -227,6 +229,7 @@ class Algorithm:
     prelude: "Algorithm | None" = None
     server_init: Callable[[Tensor, Setup], ServerState] = _server_init
     server_step: Callable[[Tensor, Tensor, ServerState, Round], ServerState] = _server_step
+    asynchronous: Asynchronous | None = None
 
     @property
     def hooked(self) -> bool:

@@ -27,10 +27,30 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "seconds_evaluating": float(sum(row.get("evaluate_seconds", 0.0) for row in rows)),
         "peak_memory_bytes": max(row["peak_memory_bytes"] for row in rows),
     }
+    if evaluated and (reached := to_accuracy(rows)):
+        summary["to_accuracy"] = reached
     if evaluated:
         best = max(evaluated, key=lambda row: row["test_accuracy"])
         summary["best"] = {k: best[k] for k in ("round", "test_loss", "test_accuracy")}
     return summary
+
+
+def to_accuracy(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """What it took to reach a test accuracy first: by "0.1", "0.2" ... "0.9", "0.95" and "0.99", as far as reached.
+
+    Each has the round, and where the rows have them virtual_seconds and the sums of bytes_down and bytes_up so far.
+    """
+    reached: dict[str, dict[str, float]] = {}
+    goals = [*(i / 10 for i in range(1, 10)), 0.95, 0.99]
+    sent: dict[str, float] = {}
+    for row in rows:
+        for name in ("bytes_down", "bytes_up"):
+            if name in row:
+                sent[name] = sent.get(name, 0) + row[name]
+        while goals and row.get("test_accuracy", -1.0) >= goals[0]:
+            time = {name: row[name] for name in ("round", "virtual_seconds") if name in row}
+            reached[str(goals.pop(0))] = time | sent
+    return reached
 
 
 def versions(device: torch.device) -> dict[str, str]:

@@ -17,6 +17,8 @@ class Trainer(Protocol):
     memory: ClientMemory
     expected_history: int  # a trial: lay out memory as if a client saw at least so many samples
 
+    memory: ClientMemory
+
     @property
     def clients(self) -> ClientVectors | None:
         """What its clients keep from round to round; None where they keep nothing."""

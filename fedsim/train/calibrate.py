@@ -239,7 +239,7 @@ class _Trial:
         scale: float,
     ) -> None:
         self.dataset, self.model, self.algorithm = dataset, model, algorithm
-        self.local = replace(local, learning_rate=0.0)  # a trial takes as long, and cannot diverge
+        self.local = replace(local, learning_rate=min(local.learning_rate, 1e-6))  # a trial must not diverge
         cohort = cohort[dataset.train.sizes[cohort] > 0]
         sizes = dataset.train.sizes[cohort]
         longest_first = np.argsort(-sizes, kind="stable")

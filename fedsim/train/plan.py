@@ -85,8 +85,8 @@ def make_plan(
     if prelude:
         steps = steps_per_epoch
     elif local.straggler_share:
-        whole = local.num_epochs if local.num_steps is None else local.num_steps
-        steps = steps // whole * _partial_work(cohort, whole, local.straggler_share, seed, round)
+        work = _work(cohort, local.num_steps or local.num_epochs, local.straggler_share, seed, round)
+        steps = work * steps_per_epoch if local.num_steps is None else work
     slot, start = _assign(steps, min(num_slots, len(cohort)))
 
     num_epochs = -(-steps // steps_per_epoch)
@@ -118,12 +118,6 @@ def make_plan(
     )
 
 
-def _partial_work(cohort: np.ndarray, whole: int, straggler_share: float, seed: int, round: int) -> np.ndarray:
-    """(m,) int64: epochs or steps of each client, `whole` or, for stragglers, uniform in 1 ... whole - 1."""
-    lots = [counter_hash(seed, "straggler", round, cohort, k) / 2.0**_KEY_BITS for k in (0, 1)]
-    return np.where(lots[0] < straggler_share, 1 + (lots[1] * (whole - 1)).astype(np.int64).clip(max=whole - 2), whole)
-
-
 def count_steps(sizes: np.ndarray, local: LocalConfig) -> tuple[int, np.ndarray, np.ndarray]:
     """B, and the steps of a pass and of the round for clients with `sizes` (m,) samples."""
     largest = int(sizes.max())
@@ -141,6 +135,12 @@ def busy_slots(steps: np.ndarray, num_slots: int) -> np.ndarray:
     np.add.at(changes, start, 1)
     np.add.at(changes, start + steps, -1)
     return np.cumsum(changes)[:-1]
+
+
+def _work(cohort: np.ndarray, whole: int, straggler_share: float, seed: int, round: int) -> np.ndarray:
+    """(m,) int64: epochs or steps of each client, `whole` or, for stragglers, uniform in 1 ... whole - 1."""
+    lots = [counter_hash(seed, "straggler", round, cohort, k) / 2.0**_KEY_BITS for k in (0, 1)]
+    return np.where(lots[0] < straggler_share, 1 + (lots[1] * (whole - 1)).astype(np.int64).clip(max=whole - 2), whole)
 
 
 def _count_up(lengths: np.ndarray) -> np.ndarray:

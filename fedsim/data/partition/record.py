@@ -181,7 +181,7 @@ class Partition:
             return []
         bounds = self.member_offsets.tolist()
         found = [{dataset.groups[m] for m in self.members[a:b]} for a, b in itertools.pairwise(bounds)]
-        return [g.pop() for g in found] if all(len(g) == 1 for g in found) else []
+        return [str(*g) for g in found] if all(len(g) == 1 for g in found) else []
 
     def _hold_out(self, splits: dict[str, Split | None], dataset: FederatedDataset, notes: list[str]) -> None:
         """Move what is held out from splits["train"] to the other two."""

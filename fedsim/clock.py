@@ -1,0 +1,167 @@
+"""The virtual clock of synchronous rounds: who reports in time, how long a round takes, what is sent.
+
+A round asks more clients than it needs (over-selection) and ends when enough of them have reported, when all have
+reported or are lost, or at the deadline: Bonawitz et al. 2019, "Towards Federated Learning at Scale: System Design",
+section 2.2. Who comes later is a straggler, whose work is lost.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.config import LocalConfig, ServerConfig
+from fedsim.devices import Devices, samples_trained
+from fedsim.sampling import cohort_size
+
+# A round that nobody reports in is tried again, so often.
+_MAX_ATTEMPTS = 1000
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Outcome:
+    """How a round went.
+
+    Attributes:
+        reported: (m,) int64, sorted: the clients whose updates count.
+        seconds: from the server's request to the end of the round, attempts that failed included.
+        started: clients that were sent the model.
+        lost: clients among them that gave up before the round ended.
+    """
+
+    reported: np.ndarray
+    seconds: float
+    started: int
+    lost: int
+
+    @property
+    def stragglers(self) -> int:
+        """Clients that were still at work, or had just been beaten, when the round ended."""
+        return self.started - self.lost - len(self.reported)
+
+
+@dataclass(kw_only=True, eq=False)
+class Clock:
+    """Virtual time of a synchronous run.
+
+    Attributes:
+        devices: of all clients.
+        work: (C,) samples that each client computes in a round.
+        download_bytes, upload_bytes: to and from each client in a round.
+        wanted: reports that end a round; None: all.
+        deadline: virtual seconds after which a round ends; None: it waits.
+        seconds: virtual time so far; the only thing that changes, and part of checkpoints.
+    """
+
+    devices: Devices
+    work: np.ndarray
+    download_bytes: int
+    upload_bytes: int
+    wanted: int | None = None
+    deadline: float | None = None
+    seconds: float = 0.0
+
+    def round(self, round: int, cohort: np.ndarray) -> Outcome:
+        """What happens when the clients `cohort` are asked to train in a round; changes nothing.
+
+        A client that gives up is noticed at once. A round in which nobody reports in time is tried again with the same
+        clients, on another occasion of each.
+
+        Raises:
+            ValueError: it was tried in vain a thousand times.
+        """
+        seconds, started, lost = 0.0, 0, 0
+        cohort = np.sort(cohort[self.work[cohort] > 0])
+        for attempt in range(_MAX_ATTEMPTS):
+            occasion = round + (attempt << 32)
+            clients = cohort[self.devices.available(cohort, occasion)]
+            duration = self.devices.seconds(
+                clients,
+                occasion,
+                self.work[clients],
+                download_bytes=self.download_bytes,
+                upload_bytes=self.upload_bytes,
+            )
+            gives_up = self.devices.gives_up(clients, occasion)
+            reports = np.isinf(gives_up)
+            ends = np.where(reports, duration, duration * np.minimum(gives_up, 1))
+            order = np.lexsort((clients, ends))
+            in_time = order[reports[order]][: self.wanted]
+            enough = self.wanted is not None and len(in_time) == self.wanted
+            end = float(ends[in_time[-1]] if enough else ends.max(initial=0.0))
+            if self.deadline is not None and end > self.deadline:
+                end = self.deadline
+                in_time = in_time[ends[in_time] <= end]
+            seconds += end
+            started += len(clients)
+            lost += int((~reports & (ends <= end)).sum())
+            if len(in_time):
+                reported = np.sort(clients[in_time])
+                return Outcome(reported=reported, seconds=seconds, started=started, lost=lost)
+        limit = "" if self.deadline is None else f" within server.deadline={self.deadline} virtual seconds"
+        raise ValueError(
+            f"round {round}: none of {len(cohort)} clients reported{limit} in {_MAX_ATTEMPTS} attempts; look at the "
+            "devices' availability and dropout, raise the deadline, or sample more clients"
+        )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """For a checkpoint."""
+        return {"seconds": torch.tensor([self.seconds], dtype=torch.float64)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.seconds = state["seconds"].item()
+
+    def metrics(self, outcome: Outcome) -> dict[str, float]:
+        """For the row of a round, when its time has been added."""
+        return {
+            "virtual_seconds": self.seconds,
+            "bytes_down": outcome.started * self.download_bytes,
+            "bytes_up": len(outcome.reported) * self.upload_bytes,
+            "started": outcome.started,
+            "lost": outcome.lost,
+            "stragglers": outcome.stragglers,
+        }
+
+
+def clients_asked(config: ServerConfig, num_clients: int) -> int | float:
+    """How many clients a round asks: `clients_per_round` as it is, or the number that over-selection makes of it."""
+    if config.over_selection == 1:
+        return config.clients_per_round
+    return min(num_clients, math.ceil(cohort_size(config.clients_per_round, num_clients) * config.over_selection))
+
+
+def make_clock(
+    devices: Devices | None,
+    sizes: np.ndarray,
+    local: LocalConfig,
+    config: ServerConfig,
+    *,
+    download_bytes: int,
+    upload_bytes: int,
+) -> Clock | None:
+    """The clock of a run; None without devices.
+
+    Args:
+        devices: of all clients.
+        sizes: (C,) training samples of each.
+        local: says how many of them a round computes.
+        config: says when a round ends.
+        download_bytes, upload_bytes: to and from each client in a round.
+
+    Raises:
+        ValueError: a round shall end early, but nobody knows how fast the clients are.
+    """
+    if devices is None:
+        if config.over_selection > 1 or config.deadline is not None:
+            raise ValueError("server.over_selection and server.deadline need to know how fast clients are: set devices")
+        return None
+    return Clock(
+        devices=devices,
+        work=samples_trained(sizes, local),
+        download_bytes=download_bytes,
+        upload_bytes=upload_bytes,
+        wanted=cohort_size(config.clients_per_round, len(sizes)) if config.over_selection > 1 else None,
+        deadline=config.deadline,
+    )

@@ -1,0 +1,179 @@
+"""The clock of synchronous rounds, against schedules worked out by hand."""
+
+import numpy as np
+import pytest
+
+import fedsim
+from fedsim.clock import Clock, clients_asked
+from fedsim.config import LocalConfig, ServerConfig
+from fedsim.devices import Devices, drawn
+from fedsim.models import logistic
+from fedsim.sampling import uniform
+from fedsim.train.serial import SerialTrainer
+
+
+def fixed(seconds: list[float], *, availability: float = 1.0, dropout: list[float] | float = 0.0) -> Devices:
+    """Clients that take so many seconds for one sample, and for nothing else."""
+    n = len(seconds)
+    return Devices(
+        samples_per_second=1 / np.array(seconds),
+        download=np.full(n, np.inf),
+        upload=np.full(n, np.inf),
+        latency=np.zeros(n),
+        availability=np.full(n, availability),
+        dropout=np.broadcast_to(np.array(dropout, float), (n,)),
+    )
+
+
+def clock(seconds: list[float], *, work: list[int] | None = None, **settings) -> Clock:
+    chances = {name: settings.pop(name) for name in ("availability", "dropout") if name in settings}
+    work = np.ones(len(seconds), np.int64) if work is None else np.array(work)
+    return Clock(devices=fixed(seconds, **chances), work=work, download_bytes=100, upload_bytes=10, **settings)
+
+
+EVERYBODY = np.arange(5)
+# the five clients report after 4, 1, 3, 1 and 2 seconds
+SECONDS = [4.0, 1.0, 3.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "reported", "seconds"),
+    [
+        ({}, [0, 1, 2, 3, 4], 4.0),  # waits for the slowest
+        ({"wanted": 3}, [1, 3, 4], 2.0),  # ends with the third report
+        ({"wanted": 1}, [1], 1.0),  # 1 and 3 report at once: the lower number counts
+        ({"deadline": 3.0}, [1, 2, 3, 4], 3.0),  # a report at the deadline counts
+        ({"deadline": 2.5}, [1, 3, 4], 2.5),  # waits until the deadline for the others
+        ({"deadline": 9.0}, [0, 1, 2, 3, 4], 4.0),
+        ({"wanted": 3, "deadline": 1.5}, [1, 3], 1.5),
+        ({"wanted": 3, "deadline": 2.0}, [1, 3, 4], 2.0),
+    ],
+)
+def test_a_round_ends_when_it_should(settings, reported, seconds):
+    outcome = clock(SECONDS, **settings).round(1, EVERYBODY)
+    assert outcome.reported.tolist() == reported
+    assert outcome.seconds == seconds
+    assert (outcome.started, outcome.lost, outcome.stragglers) == (5, 0, 5 - len(reported))
+
+
+def test_lost_clients_are_not_waited_for():
+    """Clients 0 and 2 always give up, the slowest ones: the round ends with client 4, or later with their loss."""
+    c = clock(SECONDS, dropout=[1, 0, 1, 0, 0])
+    outcome = c.round(1, EVERYBODY)
+    after = c.devices.gives_up(EVERYBODY, 1)
+    assert outcome.reported.tolist() == [1, 3, 4]
+    assert (outcome.started, outcome.lost, outcome.stragglers) == (5, 2, 0)
+    assert outcome.seconds == max(2.0, 4 * after[0], 3 * after[2])
+    c.seconds += outcome.seconds
+    assert c.metrics(outcome) == {
+        "virtual_seconds": outcome.seconds,
+        "bytes_down": 500,
+        "bytes_up": 30,
+        "started": 5,
+        "lost": 2,
+        "stragglers": 0,
+    }
+
+
+def test_clients_without_samples_are_not_asked():
+    outcome = clock(SECONDS, work=[0, 1, 0, 1, 0]).round(1, EVERYBODY)
+    assert outcome.reported.tolist() == [1, 3]
+    assert outcome.started == 2
+
+
+def test_who_is_not_there_does_not_start():
+    c = clock([1.0] * 2000, availability=0.25)
+    outcome = c.round(3, np.arange(2000))
+    assert np.array_equal(outcome.reported, np.flatnonzero(c.devices.available(np.arange(2000), 3)))
+    assert abs(outcome.started - 500) < 100
+
+
+def test_a_round_that_nobody_reports_in_is_tried_again_and_takes_its_time():
+    """Two clients that are lost nine times in ten; each attempt takes as long as its last client holds on."""
+    c = clock([1.0, 1.0], dropout=0.9)
+    outcome = c.round(1, np.arange(2))
+    expected = attempt = 0
+    while not np.isinf(gives_up := c.devices.gives_up(np.arange(2), 1 + (attempt << 32))).any():
+        expected, attempt = expected + gives_up.max(), attempt + 1
+    assert attempt > 0, "take another seed: the first attempt shall fail"
+    assert outcome.started == 2 * (attempt + 1)
+    assert outcome.seconds == pytest.approx(expected + 1.0)
+
+
+def test_a_round_that_cannot_succeed_says_so():
+    with pytest.raises(ValueError, match=r"none of 5 clients reported within server\.deadline=0\.5 virtual seconds"):
+        clock(SECONDS, deadline=0.5).round(1, EVERYBODY)
+
+
+@pytest.mark.parametrize(("asked", "over", "result"), [(10, 1.0, 10), (0.1, 1.0, 0.1), (10, 1.25, 13), (0.1, 1.3, 13)])
+def test_over_selection_asks_more_clients(asked, over, result):
+    assert clients_asked(ServerConfig(clients_per_round=asked, over_selection=over), 100) == result
+    assert clients_asked(ServerConfig(clients_per_round=90, over_selection=1.3), 100) == 100
+
+
+def simulate(dataset, **settings):
+    server = {"num_rounds": 4, "clients_per_round": 3, **settings.pop("server", {})}
+    settings = {"server": fedsim.ServerConfig(**server), "trainer": SerialTrainer, "device": "cpu", **settings}
+    return fedsim.simulate(dataset, logistic, **settings)
+
+
+def slowest_of_each_round(num_rounds: int) -> list[int]:
+    """Samples of the largest client of each cohort."""
+    sizes, sample = np.array([20, 5, 9, 30]), uniform(4, 3)
+    return [int(sizes[sample(0, r)].max()) for r in range(1, num_rounds + 1)]
+
+
+def test_devices_alone_change_times_and_nothing_else(make_dataset):
+    def phones(num_clients, client_ids, seed):
+        return drawn(num_clients, client_ids, seed, samples_per_second=10.0, download=1000.0, upload=500.0)
+
+    plain, timed = simulate(make_dataset([20, 5, 9, 30])), simulate(make_dataset([20, 5, 9, 30]), devices=phones)
+    same = ["train_loss", "update_norm", "clients", "samples"]
+    assert plain[same].equals(timed[same])
+    assert plain["test_loss"].iloc[-1] == timed["test_loss"].iloc[-1]
+    nbytes = (12 * 4 + 4) * 4
+    assert timed["bytes_down"].tolist() == [3 * nbytes] * 4
+    assert timed["bytes_up"].tolist() == [3 * nbytes] * 4
+    assert np.diff(timed["virtual_seconds"], prepend=0) == pytest.approx(
+        [nbytes / 1000 + nbytes / 500 + slowest / 10 for slowest in slowest_of_each_round(4)]
+    )
+
+
+def test_only_clients_in_time_change_the_model(make_dataset):
+    """With everybody asked and the fast half wanted, the run is that of a sampler that draws the fast half."""
+    dataset = make_dataset([8] * 6)
+
+    def halves(num_clients, client_ids, seed):
+        return fixed([5.0, 1.0, 5.0, 1.0, 5.0, 1.0])
+
+    def fast(num_clients, clients_per_round):
+        return lambda seed, round: np.array([1, 3, 5])
+
+    timed = simulate(dataset, devices=halves, server={"over_selection": 2.0})
+    chosen = simulate(dataset, sampler=fast)
+    assert timed["update_norm"].tolist() == chosen["update_norm"].tolist()
+    assert timed["virtual_seconds"].tolist() == [8.0, 16.0, 24.0, 32.0]
+    assert timed["stragglers"].tolist() == [3] * 4
+
+
+@pytest.mark.parametrize("settings", [{"over_selection": 1.5}, {"deadline": 3.0}])
+def test_rounds_cannot_end_early_without_devices(make_dataset, settings):
+    with pytest.raises(ValueError, match="need to know how fast clients are: set devices"):
+        simulate(make_dataset([4] * 4), server=settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"over_selection": 0.5}, "over_selection must be at least 1"), ({"deadline": 0}, "deadline must be positive")],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ServerConfig(**settings)
+
+
+def test_work_counts_epochs(make_dataset):
+    def one_a_second(num_clients, client_ids, seed):
+        return fixed([1.0] * num_clients)
+
+    frame = simulate(make_dataset([4, 4, 4]), devices=one_a_second, local=LocalConfig(num_epochs=3))
+    assert frame["virtual_seconds"].tolist() == [12.0, 24.0, 36.0, 48.0]
