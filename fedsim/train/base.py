@@ -14,7 +14,6 @@ class Trainer(Protocol):
     """Trains the clients of a plan; at most `num_slots` of them side by side, which may be lowered between rounds."""
 
     num_slots: int
-    memory: ClientMemory
     expected_history: int  # a trial: lay out memory as if a client saw at least so many samples
 
     memory: ClientMemory
