@@ -19,7 +19,10 @@ FILE = "checkpoint.safetensors"
 _FORMAT = 1
 
 # A resumed run may differ in these: where things lie, how it reports, and how long it runs.
-_MAY_DIFFER = ("checkpoint", "tracking", "server.num_rounds", "data.root", "data.cache_dir", "data.download")
+_MAY_DIFFER = (
+    "checkpoint", "tracking", "server.num_rounds", "server.stop_at_accuracy", "server.patience",
+    "data.root", "data.cache_dir", "data.download",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -112,6 +112,7 @@ def _job(cfg: DictConfig) -> float | None:
         tracking=config.tracking,
         checkpoint=config.checkpoint,
         about={"name": config.name, "config_hash": summary_module.config_hash(checkpoint.comparable(plain))},
+        sinks={name: instantiate(sink) for name, sink in config.tracking.sinks.items()},
     )
     final = summary["final"]
     outcome = f", test accuracy {final['test_accuracy']:.1%}" if "test_accuracy" in final else ""

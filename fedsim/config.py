@@ -4,6 +4,7 @@ Nothing is imported here but the standard library, so that the command line answ
 module may use these.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,17 +59,42 @@ class ServerConfig:
         num_rounds: rounds in total, those before a resume included.
         clients_per_round: a count (integer) or a fraction of all clients (a float up to 1.0).
         evaluate_every: rounds between evaluations on the test set; 0: only after the last round.
+        stop_at_accuracy: end the run once the test accuracy, in [0, 1], is this high; None: go on.
+        patience: end the run after this many evaluations without a better test accuracy; None: go on.
     """
 
     num_rounds: int = 100
     clients_per_round: int | float = 10
     evaluate_every: int = 10
+    stop_at_accuracy: float | None = None
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         if self.num_rounds < 1:
             raise ValueError(f"server.num_rounds must be at least 1, got {self.num_rounds}")
         if self.evaluate_every < 0:
             raise ValueError(f"server.evaluate_every must be 0 (only at the end) or more, got {self.evaluate_every}")
+        if self.stop_at_accuracy is not None and not 0 < self.stop_at_accuracy <= 1:
+            raise ValueError(f"server.stop_at_accuracy must be in (0, 1] or null, got {self.stop_at_accuracy}")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"server.patience must be at least 1 or null, got {self.patience}")
+        if self.stops_early and self.evaluate_every == 0:
+            raise ValueError("server.stop_at_accuracy and server.patience need server.evaluate_every of 1 or more")
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether the run may end before its last round."""
+        return self.stop_at_accuracy is not None or self.patience is not None
+
+    def stop(self, accuracies: Sequence[float]) -> str | None:
+        """Why a run ends after evaluations with these test accuracies: "target", "patience", or None: it goes on."""
+        if self.stop_at_accuracy is not None and accuracies and accuracies[-1] >= self.stop_at_accuracy:
+            return "target"
+        if self.patience is not None and len(accuracies) > self.patience:
+            best = max(accuracies)
+            if len(accuracies) - 1 - accuracies.index(best) >= self.patience:
+                return "patience"
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +142,11 @@ class TrackingConfig:
 
     Attributes:
         progress: the progress bar; None: only in a terminal.
+        sinks: name -> `_target_` factory of a tracker (`fedsim.tracking.sinks`); chosen with tracking=[...].
     """
 
     progress: bool | None = None
+    sinks: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

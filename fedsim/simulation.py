@@ -6,7 +6,7 @@ for metrics in simulation.rounds():
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from fedsim.sampling import Sampler, uniform
 from fedsim.server import Metrics, Server
 from fedsim.tracking.progress import Progress
 from fedsim.tracking.run_directory import RunDirectory, read_metrics
+from fedsim.tracking.sinks import Run, SinkFactory, Sinks
 from fedsim.tracking.summary import summarise, versions
 from fedsim.train.serial import SerialTrainer
 from fedsim.transport.inprocess import InProcess, Trainer
@@ -108,6 +109,8 @@ class Simulation:
             if dataset.test is None or not dataset.test.num_samples
             else Evaluator(dataset, dataset.test, self.model)
         )
+        if self.central is None and server.stops_early:
+            raise ValueError(f"server.stop_at_accuracy and server.patience need a test set; {dataset.name} has none")
         self.preview = None if self.central is None else self.central.draw(evaluate.max_samples, seed)
         # (round, split, losses, hits) of the last evaluation on whole splits
         self._evaluated: tuple[int, Evaluator, Any, Any] | None = None
@@ -188,6 +191,7 @@ def record(
     tracking: TrackingConfig = TrackingConfig(),  # noqa: B008
     checkpoint: CheckpointConfig = CheckpointConfig(),  # noqa: B008
     about: dict[str, Any] | None = None,
+    sinks: Mapping[str, SinkFactory] | None = None,
 ) -> dict[str, Any]:
     """Run a simulation to its end and leave its files in `directory`.
 
@@ -196,38 +200,77 @@ def record(
         directory: the run directory; with `checkpoint.resume` the one to continue.
         config: resolved configuration as plain values, for config.yaml and the checkpoint.
         evaluate, tracking, checkpoint: settings.
-        about: more for summary.json.
+        about: more for summary.json; its "name" is the run's for the sinks.
+        sinks: trackers beside the files, by name.
 
     Returns:
         The content of summary.json.
     """
     config = config or {}
-    server, num_rounds = simulation.server, simulation.config.num_rounds
+    server, device = simulation.server, simulation.server.vector.device
     if checkpoint.resume is not None:
-        device = str(server.vector.device)
-        simulation.restore(Checkpoint.load(directory, device), config)
+        simulation.restore(Checkpoint.load(directory, str(device)), config)
     files = RunDirectory(directory, keep_rounds=server.round)
+    server.accuracies = [row["test_accuracy"] for row in files.rows if "test_accuracy" in row]
     if config:
         files.write_config(config)
+    run = Run(
+        name=(about or {}).get("name", simulation.dataset.name),
+        directory=directory,
+        config=config,
+        clients=simulation.dataset.frame(),
+        done=server.round,
+    )
+    with Sinks(sinks or {}, run, device) as tracked:
+        _run(simulation, files, tracked, config, tracking, checkpoint)
+        summary = _summary(simulation, files, about or {})
+        if evaluate.clients:
+            clients = simulation.clients()
+            files.write_clients(clients)
+            tracked.clients(clients)
+            summary["clients"] = {"split": clients["split"].iloc[0], **spread(clients)}
+        files.write_model(simulation.model.state_dict(server.vector))
+        files.write_summary(summary)
+        tracked.finish(summary, files.outcome())
+    return summary
+
+
+def _run(
+    simulation: Simulation,
+    files: RunDirectory,
+    tracked: Sinks,
+    config: dict[str, Any],
+    tracking: TrackingConfig,
+    checkpoint: CheckpointConfig,
+) -> None:
+    """All rounds, each in the files and the sinks before its checkpoint."""
+    server, num_rounds = simulation.server, simulation.config.num_rounds
     saved = server.round
     with Progress(num_rounds, done=server.round, enabled=tracking.progress) as progress:
         try:
             for metrics in simulation.rounds():
                 files.log(metrics)
                 progress.log(metrics)
-                if checkpoint.due(server.round, num_rounds):
+                tracked.log(metrics)
+                last = num_rounds if server.stopped is None else server.round
+                if checkpoint.due(server.round, last):
                     files.sync()
-                    simulation.checkpoint(config).save(directory)
+                    simulation.checkpoint(config).save(files.path)
                     saved = server.round
         except KeyboardInterrupt:
             logged = files.rows[-1]["round"] if files.rows else 0
             if checkpoint.every and server.round > saved and server.round == logged:
                 files.sync()
-                simulation.checkpoint(config).save(directory)
+                simulation.checkpoint(config).save(files.path)
             raise
-    summary = {
-        **(about or {}),
+
+
+def _summary(simulation: Simulation, files: RunDirectory, about: dict[str, Any]) -> dict[str, Any]:
+    device = simulation.server.vector.device
+    return {
+        **about,
         **summarise(files.rows),
+        "stopped": simulation.server.stopped,
         "num_clients": simulation.dataset.num_clients,
         "num_parameters": simulation.model.num_parameters,
         "model_bytes": simulation.model.vector.nbytes,
@@ -235,17 +278,10 @@ def record(
         "data_source": simulation.dataset.source,
         "notes": list(simulation.dataset.notes),
         "seed": simulation.seed,
-        "device": str(server.vector.device),
+        "device": str(device),
         "trainer": type(simulation.trainer).__name__,
-        "versions": versions(server.vector.device),
+        "versions": versions(device),
     }
-    if evaluate.clients:
-        clients = simulation.clients()
-        files.write_clients(clients)
-        summary["clients"] = {"split": clients["split"].iloc[0], **spread(clients)}
-    files.write_model(simulation.model.state_dict(server.vector))
-    files.write_summary(summary)
-    return summary
 
 
 def simulate(
