@@ -44,8 +44,6 @@ class Server:
         self.algorithm, self.sampler, self.transport = algorithm, sampler, transport
         self.state = algorithm.server_init(vector)
         self.round = 0
-        self.accuracies: list[float] = []  # on the test set, of all evaluations so far: what the stop rule reads
-        self.stopped: str | None = None  # why the run ends, if not by its number of rounds
 
     def run_round(self) -> Metrics:
         """One round: draw the cohort, train it, move the global model. After an error nothing has moved."""
@@ -75,22 +73,12 @@ class Server:
         }
 
     def rounds(self, config: ServerConfig, evaluate: Callable[[bool], Metrics]) -> Iterator[Metrics]:
-        """Run to the last round; yields each round's metrics, with `evaluate(whole)` in the rounds that are due.
-
-        The last round is evaluated on the whole test set, and so is one that would end the run early: only what holds
-        there ends it.
-        """
-        self.stopped = config.stop(self.accuracies)
-        while self.round < config.num_rounds and self.stopped is None:
+        """Run to the last round; yields each round's metrics, with `evaluate(last)` in the rounds that are due."""
+        while self.round < config.num_rounds:
             metrics = self.run_round()
             last = self.round == config.num_rounds
             if last or (config.evaluate_every and self.round % config.evaluate_every == 0):
                 begin = time.perf_counter()
                 metrics |= evaluate(last)
-                if "test_accuracy" in metrics:
-                    if not last and config.stop([*self.accuracies, metrics["test_accuracy"]]):
-                        metrics |= evaluate(True)
-                    self.accuracies.append(metrics["test_accuracy"])
-                    self.stopped = config.stop(self.accuracies)
                 metrics["evaluate_seconds"] = time.perf_counter() - begin
             yield metrics

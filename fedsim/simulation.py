@@ -109,15 +109,32 @@ class Simulation:
             if dataset.test is None or not dataset.test.num_samples
             else Evaluator(dataset, dataset.test, self.model)
         )
-        if self.central is None and server.stops_early:
-            raise ValueError(f"server.stop_at_accuracy and server.patience need a test set; {dataset.name} has none")
         self.preview = None if self.central is None else self.central.draw(evaluate.max_samples, seed)
         # (round, split, losses, hits) of the last evaluation on whole splits
         self._evaluated: tuple[int, Evaluator, Any, Any] | None = None
+        if self.central is None and server.stops_early:
+            raise ValueError(f"server.stop_at_accuracy and server.patience need a test set; {dataset.name} has none")
+        self.accuracies: list[float] = []  # of the evaluations so far: what the stop rule reads
+        self.stopped: str | None = None  # what ended the run, if not its number of rounds
 
     def rounds(self) -> Iterator[Metrics]:
-        """Run to the last round, yielding each round's metrics."""
-        return self.server.rounds(self.config, lambda last: self.evaluate(whole=last))
+        """Run to the last round, or until the stop rule ends it, yielding each round's metrics."""
+        self.stopped = self.config.stop(self.accuracies)
+        if self.stopped is None:
+            for metrics in self.server.rounds(self.config, self._look):
+                yield metrics
+                if self.stopped is not None:
+                    break
+
+    def _look(self, last: bool) -> Metrics:
+        """An evaluation that is due. One that would end the run is repeated on all samples: what holds there counts."""
+        metrics = self.evaluate(whole=last)
+        if self.config.stops_early:
+            if not last and self.config.stop([*self.accuracies, metrics["test_accuracy"]]):
+                metrics = self.evaluate()
+            self.accuracies.append(metrics["test_accuracy"])
+            self.stopped = self.config.stop(self.accuracies)
+        return metrics
 
     def evaluate(self, *, whole: bool = True) -> Metrics:
         """test_loss and test_accuracy of the global model; {} without a test set.
@@ -206,45 +223,31 @@ def record(
     Returns:
         The content of summary.json.
     """
-    config = config or {}
-    server, device = simulation.server, simulation.server.vector.device
-    if checkpoint.resume is not None:
-        simulation.restore(Checkpoint.load(directory, str(device)), config)
-    files = RunDirectory(directory, keep_rounds=server.round)
-    server.accuracies = [row["test_accuracy"] for row in files.rows if "test_accuracy" in row]
-    if config:
-        files.write_config(config)
-    run = Run(
-        name=(about or {}).get("name", simulation.dataset.name),
-        directory=directory,
-        config=config,
-        clients=simulation.dataset.frame(),
-        done=server.round,
-    )
-    with Sinks(sinks or {}, run, device) as tracked:
-        _run(simulation, files, tracked, config, tracking, checkpoint)
-        summary = _summary(simulation, files, about or {})
-        if evaluate.clients:
-            clients = simulation.clients()
-            files.write_clients(clients)
-            tracked.clients(clients)
-            summary["clients"] = {"split": clients["split"].iloc[0], **spread(clients)}
-        files.write_model(simulation.model.state_dict(server.vector))
-        files.write_summary(summary)
-        tracked.finish(summary, files.outcome())
-    return summary
+    with Sinks(sinks or {}, simulation.model.device) as tracked:
+        return _record(simulation, directory, config, evaluate, tracking, checkpoint, about, tracked)
 
 
-def _run(
+def _record(
     simulation: Simulation,
-    files: RunDirectory,
-    tracked: Sinks,
-    config: dict[str, Any],
+    directory: Path,
+    config: dict[str, Any] | None,
+    evaluate: EvaluateConfig,
     tracking: TrackingConfig,
     checkpoint: CheckpointConfig,
-) -> None:
-    """All rounds, each in the files and the sinks before its checkpoint."""
+    about: dict[str, Any] | None,
+    tracked: Sinks,
+) -> dict[str, Any]:
+    config = config or {}
     server, num_rounds = simulation.server, simulation.config.num_rounds
+    if checkpoint.resume is not None:
+        device = str(server.vector.device)
+        simulation.restore(Checkpoint.load(directory, device), config)
+    files = RunDirectory(directory, keep_rounds=server.round)
+    simulation.accuracies = [row["test_accuracy"] for row in files.rows if "test_accuracy" in row]
+    name, clients = (about or {}).get("name", simulation.dataset.name), simulation.dataset.frame()
+    tracked.open(Run(name=name, directory=directory, config=config, clients=clients, done=server.round))
+    if config:
+        files.write_config(config)
     saved = server.round
     with Progress(num_rounds, done=server.round, enabled=tracking.progress) as progress:
         try:
@@ -252,25 +255,20 @@ def _run(
                 files.log(metrics)
                 progress.log(metrics)
                 tracked.log(metrics)
-                last = num_rounds if server.stopped is None else server.round
-                if checkpoint.due(server.round, last):
+                if checkpoint.due(server.round, server.round if simulation.stopped else num_rounds):
                     files.sync()
-                    simulation.checkpoint(config).save(files.path)
+                    simulation.checkpoint(config).save(directory)
                     saved = server.round
         except KeyboardInterrupt:
             logged = files.rows[-1]["round"] if files.rows else 0
             if checkpoint.every and server.round > saved and server.round == logged:
                 files.sync()
-                simulation.checkpoint(config).save(files.path)
+                simulation.checkpoint(config).save(directory)
             raise
-
-
-def _summary(simulation: Simulation, files: RunDirectory, about: dict[str, Any]) -> dict[str, Any]:
-    device = simulation.server.vector.device
-    return {
-        **about,
+    summary = {
+        **(about or {}),
         **summarise(files.rows),
-        "stopped": simulation.server.stopped,
+        "stopped": simulation.stopped,
         "num_clients": simulation.dataset.num_clients,
         "num_parameters": simulation.model.num_parameters,
         "model_bytes": simulation.model.vector.nbytes,
@@ -278,10 +276,19 @@ def _summary(simulation: Simulation, files: RunDirectory, about: dict[str, Any])
         "data_source": simulation.dataset.source,
         "notes": list(simulation.dataset.notes),
         "seed": simulation.seed,
-        "device": str(device),
+        "device": str(server.vector.device),
         "trainer": type(simulation.trainer).__name__,
-        "versions": versions(device),
+        "versions": versions(server.vector.device),
     }
+    if evaluate.clients:
+        clients = simulation.clients()
+        files.write_clients(clients)
+        tracked.clients(clients)
+        summary["clients"] = {"split": clients["split"].iloc[0], **spread(clients)}
+    files.write_model(simulation.model.state_dict(server.vector))
+    files.write_summary(summary)
+    tracked.finish(summary, files.outcome())
+    return summary
 
 
 def simulate(

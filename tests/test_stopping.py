@@ -52,19 +52,20 @@ def test_a_run_ends_at_its_target_and_says_so(fedsim, tmp_path):
     assert accuracies(done.directory) == reached
 
 
-def test_a_preview_that_reaches_the_target_must_hold_on_all_samples(make_dataset):
+def test_a_preview_that_reaches_the_target_must_hold_on_all_samples(make_dataset, monkeypatch):
     answers = iter([0.2, 0.9, 0.3, 0.9, 0.8])  # round 1; round 2 and all of its samples; round 3 and all of its
     asked = []
 
-    def evaluate(whole: bool) -> dict[str, float]:
+    def evaluate(*, whole: bool = True) -> dict[str, float]:
         asked.append(whole)
         return {"test_accuracy": next(answers)}
 
     config = ServerConfig(num_rounds=9, clients_per_round=2, evaluate_every=1, stop_at_accuracy=0.7)
     simulation = fedsim.Simulation(make_dataset([9, 9, 9]), logistic, server=config, device="cpu")
-    seen = [metrics["test_accuracy"] for metrics in simulation.server.rounds(config, evaluate)]
-    assert seen == [0.2, 0.3, 0.8]
+    monkeypatch.setattr(simulation, "evaluate", evaluate)
+    assert [metrics["test_accuracy"] for metrics in simulation.rounds()] == [0.2, 0.3, 0.8]
     assert asked == [False, False, True, False, True]
+    assert simulation.stopped == "target"
 
 
 def test_stopping_needs_evaluations(make_dataset):

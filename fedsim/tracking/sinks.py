@@ -81,21 +81,23 @@ class Sinks:
 
     Args:
         factories: name -> factory(run).
-        run: what begins.
         device: whose memory is shown beside the metrics.
-
-    Raises:
-        ValueError: a sink's library is not installed.
     """
 
-    def __init__(self, factories: Mapping[str, SinkFactory], run: Run, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, factories: Mapping[str, SinkFactory], device: torch.device) -> None:
+        self.factories, self.device = factories, device
         self.sinks: dict[str, Sink] = {}
-        for name, factory in factories.items():
+
+    def open(self, run: Run) -> None:
+        """The run begins.
+
+        Raises:
+            ValueError: a sink's library is not installed.
+        """
+        for name, factory in self.factories.items():
             try:
                 self.sinks[name] = factory(run)
             except ModuleNotFoundError as error:
-                self.close("failed")
                 raise ValueError(
                     f"tracking={name} needs {error.name}: pip install 'fedsim[tracking]', or leave {name} out"
                 ) from error
