@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fedsim.files import CHECKPOINT as FILE
 from fedsim.files import write_atomically
 
-FILE = "checkpoint.safetensors"
 _FORMAT = 1
 
 # A resumed run may differ in these: where things lie, how it reports, and how long it runs.

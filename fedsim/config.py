@@ -141,11 +141,13 @@ class TrackingConfig:
     """What is shown while a run goes on.
 
     Attributes:
-        progress: the progress bar; None: only in a terminal.
+        progress: the progress bar; False: plain lines; None: the bar in a terminal, lines elsewhere.
+        quiet: nothing but warnings and errors on the terminal; run.log tells the rest.
         sinks: name -> `_target_` factory of a tracker (`fedsim.tracking.sinks`); chosen with tracking=[...].
     """
 
     progress: bool | None = None
+    quiet: bool = False
     sinks: dict[str, Any] = field(default_factory=dict)
 
 

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"fedsim: error: {error}", file=sys.stderr)
         return 1
     shown = [c for c in ("best_accuracy", "final_accuracy", "round_to_target", "seconds_a_round") if c in grouped]
-    print(grouped[["runs", *shown]].to_string(float_format=lambda value: f"{value:.4g}"))
+    print(grouped.loc[:, ["runs", *shown]].round(4).to_string())
     print(f"{len(recorded)} runs in {len(grouped)} groups: {out}")
     return 0
 

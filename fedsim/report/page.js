@@ -287,4 +287,11 @@ at("target").textContent = data.target === null ? "" :
   `Target: ${written(data.target, "share")} test accuracy. Means ± standard deviations over the runs that got there.`;
 at("controls").addEventListener("change", () => { hidden.clear(); draw(); });
 sortable(at("runs"));
-new ResizeObserver(draw).observe(at("curves"));
+let drawnAt = at("curves").clientWidth;
+draw();
+new ResizeObserver(() => {
+  if (at("curves").clientWidth !== drawnAt) {
+    drawnAt = at("curves").clientWidth;
+    draw();
+  }
+}).observe(at("curves"));

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from fedsim.report.runs import RecordedRun, differences
-from fedsim.report.tables import AXES, axis, default_target, frame
+from fedsim.report.tables import AXES, axis, column, default_target, frame
 
 _HERE = Path(__file__).resolve().parent
 _MOST_POINTS = 300  # of a curve: more than a screen shows
@@ -112,14 +112,15 @@ def _run(run: RecordedRun, row: pd.Series, keys: Sequence[str], columns: dict[st
     axes = {name: spent for name in AXES if (spent := axis(run.metrics, name)) is not None}
     curves = {}
     for name in _metrics([run]):
-        present = run.metrics.index[run.metrics[name].notna()]
+        values = column(run.metrics, name)
+        present = np.flatnonzero(~np.isnan(values))
         if len(present) > _MOST_POINTS:
             present = present[np.unique(np.linspace(0, len(present) - 1, _MOST_POINTS).astype(int))]
         curves[name] = {
-            "y": _numbers(run.metrics.loc[present, name]),
+            "y": _numbers(values[present]),
             "x": {each: _numbers(spent[present]) for each, spent in axes.items()},
         }
-    clients = None if run.clients is None else run.clients["accuracy"].quantile(_QUANTILES)
+    clients = None if run.clients is None else np.quantile(np.asarray(run.clients["accuracy"]), _QUANTILES)
     return {
         "name": run.name,
         "settings": [None if (value := run.config.get(key)) is None else str(value) for key in keys],
@@ -134,7 +135,7 @@ def _number(value: Any) -> float | None:
     return float(f"{value:.6g}") if isinstance(value, int | float | np.number) and math.isfinite(value) else None
 
 
-def _numbers(values: pd.Series) -> list[float | None]:
+def _numbers(values: np.ndarray) -> list[float | None]:
     return [_number(value) for value in values.tolist()]
 
 

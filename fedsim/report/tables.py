@@ -12,8 +12,15 @@ from fedsim.report.runs import RecordedRun, differences
 AXES = ("round", "seconds", "virtual_seconds", "bytes")
 
 
-def axis(metrics: pd.DataFrame, name: str) -> pd.Series | None:
-    """What a run had spent when each of its rounds ended; None where its metrics do not tell.
+def column(metrics: pd.DataFrame, name: str) -> np.ndarray:
+    """(rounds,) float64; NaN where a round did not tell, and all NaN where none did."""
+    if name not in metrics:
+        return np.full(len(metrics), math.nan)
+    return np.asarray(metrics[name], dtype=np.float64)
+
+
+def axis(metrics: pd.DataFrame, name: str) -> np.ndarray | None:
+    """(rounds,) what a run had spent when each of its rounds ended; None where its metrics do not tell.
 
     Args:
         metrics: one row a round.
@@ -21,9 +28,9 @@ def axis(metrics: pd.DataFrame, name: str) -> pd.Series | None:
             "bytes", the sum of the columns `bytes_up` and `bytes_down`.
     """
     if name in ("round", "virtual_seconds"):
-        return metrics.get(name)
+        return column(metrics, name) if name in metrics else None
     columns = [c for c in (("bytes_up", "bytes_down") if name == "bytes" else (name,)) if c in metrics]
-    return metrics[columns].fillna(0).sum(axis=1).cumsum() if columns else None
+    return np.cumsum(sum(np.nan_to_num(column(metrics, c)) for c in columns)) if columns else None
 
 
 def curves(recorded: Sequence[RecordedRun]) -> pd.DataFrame:
@@ -31,7 +38,7 @@ def curves(recorded: Sequence[RecordedRun]) -> pd.DataFrame:
     keys = differences(recorded)
     frames = [run.metrics.assign(run=run.name, **{key: run.config.get(key) for key in keys}) for run in recorded]
     joined = pd.concat(frames, ignore_index=True)
-    return joined[["run", *keys, *(c for c in joined.columns if c != "run" and c not in keys)]]
+    return joined.loc[:, ["run", *keys, *(c for c in joined.columns if c != "run" and c not in keys)]]
 
 
 def default_target(recorded: Sequence[RecordedRun]) -> float | None:
@@ -56,27 +63,26 @@ def frame(recorded: Sequence[RecordedRun], *, target: float | None = None) -> pd
 
 
 def _row(run: RecordedRun, target: float | None) -> dict[str, float | bool | str]:
-    metrics, last = run.metrics, run.metrics.iloc[-1]
-    row: dict[str, float | bool | str] = {"finished": run.finished, "rounds": int(last["round"])}
-    row["train_loss"] = float(last["train_loss"])
-    if "test_accuracy" in metrics and metrics["test_accuracy"].notna().any():
-        evaluated = metrics[metrics["test_accuracy"].notna()]
-        best = evaluated.loc[evaluated["test_accuracy"].idxmax()]
-        row["final_accuracy"] = float(evaluated["test_accuracy"].iloc[-1])
-        row["best_accuracy"], row["best_round"] = float(best["test_accuracy"]), int(best["round"])
-        if target is not None:
-            reached = evaluated.index[evaluated["test_accuracy"] >= target]
-            for name in AXES:
-                spent = axis(metrics, name)
-                if spent is not None:
-                    row[f"{name}_to_target"] = float(spent[reached[0]]) if len(reached) else math.nan
-    row["seconds_a_round"] = float(metrics["seconds"].median())
-    row["peak_memory_bytes"] = float(metrics["peak_memory_bytes"].max())
+    metrics = run.metrics
+    row: dict[str, float | bool | str] = {"finished": run.finished, "rounds": int(column(metrics, "round")[-1])}
+    row["train_loss"] = float(column(metrics, "train_loss")[-1])
+    accuracy = column(metrics, "test_accuracy")
+    evaluated = np.flatnonzero(~np.isnan(accuracy))
+    if len(evaluated):
+        best = evaluated[np.argmax(accuracy[evaluated])]
+        row["final_accuracy"] = float(accuracy[evaluated[-1]])
+        row["best_accuracy"], row["best_round"] = float(accuracy[best]), int(column(metrics, "round")[best])
+        reached = np.flatnonzero(accuracy >= (math.inf if target is None else target))
+        for name in AXES if target is not None else ():
+            if (spent := axis(metrics, name)) is not None:
+                row[f"{name}_to_target"] = float(spent[reached[0]]) if len(reached) else math.nan
+    row["seconds_a_round"] = float(np.median(column(metrics, "seconds")))
+    row["peak_memory_bytes"] = float(np.max(column(metrics, "peak_memory_bytes")))
     if run.clients is not None:
-        accuracy = run.clients["accuracy"]
+        clients = np.asarray(run.clients["accuracy"], dtype=np.float64)
         for q in (10, 50, 90):
-            row[f"client_accuracy_p{q}"] = float(accuracy.quantile(q / 100))
-        row["client_accuracy_worst"] = float(accuracy.min())
+            row[f"client_accuracy_p{q}"] = float(np.quantile(clients, q / 100))
+        row["client_accuracy_worst"] = float(clients.min())
     return row
 
 
@@ -100,7 +106,7 @@ def groups(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     first = _settings(table)
     figures = [c for c in table.columns if c not in first and c != "finished"]
     over = table.groupby(list(by), dropna=False, sort=False) if by else table.groupby(lambda _: "all runs")
-    grouped = over[figures].agg(["mean", "std"])
+    grouped = pd.DataFrame(over[figures].agg(["mean", "std"]))
     grouped.insert(0, ("runs", "count"), over.size())
     return grouped
 

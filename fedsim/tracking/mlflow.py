@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from fedsim.tracking.sinks import Run, flat
@@ -66,8 +68,9 @@ class MLflow:
         metrics = [self.metric(name, float(value), now, step) for name, value in values.items()]
         self.client.log_batch(self.id, metrics=metrics)
 
-    def _quantiles(self, name: str, values: pd.Series, step: int) -> None:
-        self._batch({f"{name}.q{100 * q:02.0f}": values.quantile(q) for q in _QUANTILES}, step)
+    def _quantiles(self, name: str, values: npt.ArrayLike, step: int) -> None:
+        found = np.quantile(np.asarray(values), _QUANTILES)
+        self._batch({f"{name}.q{100 * q:02.0f}": value for q, value in zip(_QUANTILES, found, strict=True)}, step)
 
     def clients(self, clients: pd.DataFrame) -> None:
         for name in ("accuracy", "loss"):
