@@ -249,7 +249,8 @@ def _record(
     if config:
         files.write_config(config)
     saved = server.round
-    with Progress(num_rounds, done=server.round, enabled=tracking.progress) as progress:
+    shown = False if tracking.quiet else tracking.progress
+    with Progress(num_rounds, done=server.round, enabled=shown) as progress:
         try:
             for metrics in simulation.rounds():
                 files.log(metrics)

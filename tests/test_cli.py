@@ -167,7 +167,7 @@ def test_a_directory_to_continue_that_is_not_there_is_not_made(fedsim, tmp_path)
 
 
 def test_quiet_says_only_what_is_wrong(fedsim):
-    done = fedsim(DEBUG, "server.num_rounds=1", "tracking.quiet=true")
+    done = fedsim(DEBUG, "server.num_rounds=1", "tracking.quiet=true", "tracking.progress=true")
     assert done.code == 0
     assert len(done.err.splitlines()) == 1  # the stand-in's warning
     assert "round 1 of 1" in (done.directory / "run.log").read_text()

@@ -8,6 +8,7 @@ tracking.sinks.mlflow.tracking_uri=sqlite:///mlflow.db.
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,14 @@ class MLflow:
         self.round = run.done
 
     def _experiment(self, name: str) -> str:
-        found = self.client.get_experiment_by_name(name)
-        return self.client.create_experiment(name) if found is None else found.experiment_id
+        from mlflow.exceptions import MlflowException
+
+        if (found := self.client.get_experiment_by_name(name)) is None:
+            with suppress(MlflowException):  # another job of a sweep may be first
+                return self.client.create_experiment(name)
+            found = self.client.get_experiment_by_name(name)
+        assert found is not None
+        return found.experiment_id
 
     def log(self, metrics: Mapping[str, float]) -> None:
         self.round = int(metrics["round"])
