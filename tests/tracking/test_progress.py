@@ -5,6 +5,7 @@ import io
 import logging
 import os
 import pty
+import select
 import struct
 import termios
 
@@ -54,8 +55,9 @@ def test_the_bar_shows_something_on_a_terminal_of_any_width(columns, monkeypatch
                 progress.log({"round": 1, **ROUND, **EVALUATED})
                 progress.bar.refresh()
                 logging.getLogger("fedsim").warning("a word in between")
-        os.set_blocking(ours, False)
-        printed = os.read(ours, 100_000).decode()
+        printed = ""
+        while "loss=1.5" not in printed and select.select([ours], [], [], 10)[0]:  # it comes in pieces
+            printed += os.read(ours, 100_000).decode()
     finally:
         os.close(ours)
         os.close(theirs)
