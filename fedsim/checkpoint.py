@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fedsim.files import CHECKPOINT as FILE
 from fedsim.files import write_atomically
 
-FILE = "checkpoint.safetensors"
 _FORMAT = 1
 
 # A resumed run may differ in these: where things lie, how it reports, and how long it runs.
@@ -24,6 +24,8 @@ _MAY_DIFFER = (
     "checkpoint",
     "tracking",
     "server.num_rounds",
+    "server.stop_at_accuracy",
+    "server.patience",
     "data.root",
     "data.cache_dir",
     "data.download",

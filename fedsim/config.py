@@ -5,6 +5,7 @@ module may use these.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -144,6 +145,8 @@ class ServerConfig:
         deadline: virtual seconds after which a round ends with those who have reported; None: it waits. It needs
             devices.
         schedule: of the server's learning rate: a factor on how far a round moves the global parameters.
+        stop_at_accuracy: end the run once the test accuracy, in [0, 1], is this high; None: go on.
+        patience: end the run after this many evaluations without a better test accuracy; None: go on.
     """
 
     num_rounds: int = 100
@@ -152,6 +155,8 @@ class ServerConfig:
     over_selection: float = 1.0
     deadline: float | None = None
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    stop_at_accuracy: float | None = None
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         if not self.over_selection >= 1:
@@ -162,6 +167,27 @@ class ServerConfig:
             raise ValueError(f"server.num_rounds must be at least 1, got {self.num_rounds}")
         if self.evaluate_every < 0:
             raise ValueError(f"server.evaluate_every must be 0 (only at the end) or more, got {self.evaluate_every}")
+        if self.stop_at_accuracy is not None and not 0 < self.stop_at_accuracy <= 1:
+            raise ValueError(f"server.stop_at_accuracy must be in (0, 1] or null, got {self.stop_at_accuracy}")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"server.patience must be at least 1 or null, got {self.patience}")
+        if self.stops_early and self.evaluate_every == 0:
+            raise ValueError("server.stop_at_accuracy and server.patience need server.evaluate_every of 1 or more")
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether the run may end before its last round."""
+        return self.stop_at_accuracy is not None or self.patience is not None
+
+    def stop(self, accuracies: Sequence[float]) -> str | None:
+        """Why a run ends after evaluations with these test accuracies: "target", "patience", or None: it goes on."""
+        if self.stop_at_accuracy is not None and accuracies and accuracies[-1] >= self.stop_at_accuracy:
+            return "target"
+        if self.patience is not None and len(accuracies) > self.patience:
+            best = max(accuracies)
+            if len(accuracies) - 1 - accuracies.index(best) >= self.patience:
+                return "patience"
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,10 +253,14 @@ class TrackingConfig:
     """What is shown while a run goes on.
 
     Attributes:
-        progress: the progress bar; None: only in a terminal.
+        progress: the progress bar; False: plain lines; None: the bar in a terminal, lines elsewhere.
+        quiet: nothing but warnings and errors on the terminal; run.log tells the rest.
+        sinks: name -> `_target_` factory of a tracker (`fedsim.tracking.sinks`); chosen with tracking=[...].
     """
 
     progress: bool | None = None
+    quiet: bool = False
+    sinks: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

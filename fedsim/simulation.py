@@ -7,7 +7,7 @@ for metrics in simulation.rounds():
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from fedsim.sampling import Population, Sampler, cohort_size, uniform
 from fedsim.server import Metrics, Server, rounds
 from fedsim.tracking.progress import Progress
 from fedsim.tracking.run_directory import RunDirectory, read_metrics, read_trainer
+from fedsim.tracking.sinks import Run, SinkFactory, Sinks
 from fedsim.tracking.summary import summarise, versions
 from fedsim.train.base import Trainer
 from fedsim.train.calibrate import Auto, Choice
@@ -131,7 +132,7 @@ class Simulation:
         self.model = FlatModel(pool_in_pairs(module) if where.type == "cpu" else module, where)
         population = Population(sizes=dataset.train.sizes, losses=self._losses)
         drawn = sampler(population, clients_asked(server, dataset.num_clients))
-        self._training: Evaluator | None = None  # for samplers that look at losses
+        self._training: Evaluator | None = None  # of `_losses`
         self.uplink: Uplink | None = None
         if aggregator != mean() or transforms or attack is not None:
             if algorithm.prelude is not None or algorithm.asynchronous is not None:
@@ -209,9 +210,12 @@ class Simulation:
             else Evaluator(dataset, dataset.test, self.model)
         )
         self.preview = None if self.central is None else self.central.draw(evaluate.max_samples, seed)
-        self._training: Evaluator | None = None  # of `_losses`
         # (round, split, losses, hits) of the last evaluation on whole splits
         self._evaluated: tuple[int, Evaluator, Any, Any] | None = None
+        if self.central is None and server.stops_early:
+            raise ValueError(f"server.stop_at_accuracy and server.patience need a test set; {dataset.name} has none")
+        self.accuracies: list[float] = []  # of the evaluations so far: what the stop rule reads
+        self.stopped: str | None = None  # what ended the run, if not its number of rounds
 
     def footprint(self) -> Footprint:
         """The memory that a round will take, from two trial steps; they leave no trace in the run."""
@@ -264,8 +268,23 @@ class Simulation:
             self._limit()
 
     def rounds(self) -> Iterator[Metrics]:
-        """Run to the last round, yielding each round's metrics."""
-        return rounds(self.server, self.config, lambda last: self.evaluate(whole=last))
+        """Run to the last round, or until the stop rule ends it, yielding each round's metrics."""
+        self.stopped = self.config.stop(self.accuracies)
+        if self.stopped is None:
+            for metrics in rounds(self.server, self.config, self._look):
+                yield metrics
+                if self.stopped is not None:
+                    break
+
+    def _look(self, last: bool) -> Metrics:
+        """An evaluation that is due. One that would end the run is repeated on all samples: what holds there counts."""
+        metrics = self.evaluate(whole=last)
+        if self.config.stops_early:
+            if not last and self.config.stop([*self.accuracies, metrics["test_accuracy"]]):
+                metrics = self.evaluate()
+            self.accuracies.append(metrics["test_accuracy"])
+            self.stopped = self.config.stop(self.accuracies)
+        return metrics
 
     def evaluate(self, *, whole: bool = True) -> Metrics:
         """test_loss and test_accuracy of the global model; {} without a test set.
@@ -404,6 +423,7 @@ def record(
     tracking: TrackingConfig = TrackingConfig(),  # noqa: B008
     checkpoint: CheckpointConfig = CheckpointConfig(),  # noqa: B008
     about: dict[str, Any] | None = None,
+    sinks: Mapping[str, SinkFactory] | None = None,
 ) -> dict[str, Any]:
     """Run a simulation to its end and leave its files in `directory`.
 
@@ -412,11 +432,26 @@ def record(
         directory: the run directory; with `checkpoint.resume` the one to continue.
         config: resolved configuration as plain values, for config.yaml and the checkpoint.
         evaluate, tracking, checkpoint: settings.
-        about: more for summary.json.
+        about: more for summary.json; its "name" is the run's for the sinks.
+        sinks: trackers beside the files, by name.
 
     Returns:
         The content of summary.json.
     """
+    with Sinks(sinks or {}, simulation.model.device) as tracked:
+        return _record(simulation, directory, config, evaluate, tracking, checkpoint, about, tracked)
+
+
+def _record(
+    simulation: Simulation,
+    directory: Path,
+    config: dict[str, Any] | None,
+    evaluate: EvaluateConfig,
+    tracking: TrackingConfig,
+    checkpoint: CheckpointConfig,
+    about: dict[str, Any] | None,
+    tracked: Sinks,
+) -> dict[str, Any]:
     config = config or {}
     server, num_rounds = simulation.server, simulation.config.num_rounds
     states = simulation.client_states
@@ -434,15 +469,20 @@ def record(
     files = RunDirectory(directory, keep_rounds=server.round)
     if simulation.choice is not None:
         files.write_trainer({"num_slots": simulation.choice.num_slots, "num_threads": simulation.choice.num_threads})
+    simulation.accuracies = [row["test_accuracy"] for row in files.rows if "test_accuracy" in row]
+    name, clients = (about or {}).get("name", simulation.dataset.name), simulation.dataset.frame()
+    tracked.open(Run(name=name, directory=directory, config=config, clients=clients, done=server.round))
     if config:
         files.write_config(config)
     saved = server.round
-    with Progress(num_rounds, done=server.round, enabled=tracking.progress) as progress:
+    shown = False if tracking.quiet else tracking.progress
+    with Progress(num_rounds, done=server.round, enabled=shown) as progress:
         try:
             for metrics in simulation.rounds():
                 files.log(metrics)
                 progress.log(metrics)
-                if checkpoint.due(server.round, num_rounds):
+                tracked.log(metrics)
+                if checkpoint.due(server.round, server.round if simulation.stopped else num_rounds):
                     files.sync()
                     simulation.save(directory, config)
                     saved = server.round
@@ -457,6 +497,7 @@ def record(
     summary = {
         **(about or {}),
         **summarise(files.rows),
+        "stopped": simulation.stopped,
         "num_clients": simulation.dataset.num_clients,
         "num_parameters": simulation.model.num_parameters,
         "model_bytes": simulation.model.vector.nbytes,
@@ -482,12 +523,14 @@ def record(
     if evaluate.clients:
         clients = simulation.clients()
         files.write_clients(clients)
+        tracked.clients(clients)
         summary["clients"] = {"split": clients["split"].iloc[0], **spread(clients)}
         if simulation.algorithm.personalised:
             of_global = clients.assign(accuracy=clients["global_accuracy"])
             summary["clients"] |= {f"global_{name}": value for name, value in spread(of_global).items()}
     files.write_model(simulation.model.state_dict(server.vector))
     files.write_summary(summary)
+    tracked.finish(summary, files.outcome())
     return summary
 
 

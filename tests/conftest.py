@@ -78,7 +78,8 @@ def fedsim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     def run(*arguments: str, directory: Path | None = None) -> Finished:
         directory = directory or tmp_path / "run"
         resumed = any(a.startswith("checkpoint.resume=") for a in arguments)
-        where = [] if resumed or "-m" in arguments else [f"hydra.run.dir={directory}"]
+        placed = any(a in ("-m", "--cfg") or a.startswith("hydra.run.dir=") for a in arguments)
+        where = [] if resumed or placed else [f"hydra.run.dir={directory}"]
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["fedsim", *arguments, *where])
         monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
