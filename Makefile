@@ -2,12 +2,13 @@
 #   make setup                  install fedsim editable with its development tools, and the commit hooks
 #   make check                  static checks
 #   make test ARGS="-k fedavg"  tests
+#   make docs                   the pages as a site, in build/site
 #   make bench                  every measured program; BENCH=bench/NAME.py runs one
 
 PYTHON ?= python
 BENCH ?= $(sort $(wildcard bench/*.py))
 
-.PHONY: setup check test bench
+.PHONY: setup check test docs bench
 
 setup:
 	$(PYTHON) -m pip install -e ".[dev]"
@@ -21,6 +22,9 @@ check:
 
 test:
 	$(PYTHON) -m pytest $(ARGS)
+
+docs:
+	$(PYTHON) -m mkdocs build --strict
 
 bench:
 	@for program in $(BENCH); do echo "== $$program"; $(PYTHON) "$$program" || exit 1; done

@@ -16,12 +16,13 @@ from fedsim.algorithms.base import lengths, update_size
 from fedsim.checkpoint import comparable
 from fedsim.config import Config, TransportConfig
 from fedsim.data.federated import FederatedDataset
-from fedsim.simulation import Simulation, build_trainer
+from fedsim.simulation import Simulation, build_model
 from fedsim.tracking.run_directory import read_trainer
 from fedsim.tracking.summary import config_hash
 from fedsim.train.calibrate import Auto, Choice
 from fedsim.transport.base import Transport
 from fedsim.transport.identity import Identity, layout_hash
+from fedsim.transport.inprocess import InProcess
 from fedsim.transport.join import SECRET, listen, read_secret, split_address
 from fedsim.transport.launch import Nodes, new_secret, threads_each
 from fedsim.transport.place import Place, exchange_address
@@ -58,11 +59,7 @@ def build_simulation(
         note: see `build_dataset`.
     """
     dataset = build_dataset(config, note)
-    algorithm = instantiate(config.algorithm)
     distributed = place.role == "server" or config.transport.name == "torch_distributed"
-    if distributed:
-        check_distributable(algorithm)
-
     trainer = instantiate(config.trainer)
     if distributed and place.role == "local" and "OMP_NUM_THREADS" not in os.environ:
         # as many as each worker has, for clients may end up here
@@ -78,36 +75,21 @@ def build_simulation(
     return Simulation(
         dataset,
         instantiate(config.model),
-        algorithm=algorithm,
+        algorithm=instantiate(config.algorithm),
         local=config.local,
         server=config.server,
         evaluate=config.evaluate,
         client_state=config.client_state,
         sampler=instantiate(config.sampler),
         devices=instantiate(config.devices) if config.devices else None,
+        aggregator=instantiate(config.aggregator),
+        transforms=[instantiate(transform) for transform in config.transforms.values()],
+        attack=instantiate(config.attack) if config.attack else None,
         trainer=trainer,
         transport=star if distributed else None,
         seed=config.seed,
         device=config.device,
     )
-
-
-def check_distributable(algorithm: Algorithm) -> None:
-    """Refuse what does not travel between processes.
-
-    Raises:
-        ValueError: says what.
-    """
-    if algorithm.asynchronous is not None:
-        raise ValueError(
-            f"{algorithm.name} steps whenever updates arrive in virtual time, which runs in one process: use "
-            "transport=inprocess"
-        )
-    if algorithm.keeps:
-        raise ValueError(
-            f"the clients of {algorithm.name} keep vectors from round to round, which do not travel between processes "
-            "yet: use transport=inprocess"
-        )
 
 
 def num_started(settings: TransportConfig) -> int:
@@ -270,7 +252,6 @@ def run_node(
     def build(identity: Identity, upstream: list[str]) -> Built:
         theirs, plain = resolve(identity.config)
         algorithm = instantiate(theirs.algorithm)
-        check_distributable(algorithm)
         trainer = instantiate(theirs.trainer)
         if isinstance(trainer, Auto):
             if identity.choice is None:
@@ -280,15 +261,14 @@ def run_node(
             trainer = Choice(**identity.choice, reason="as the server chose", table=[])
             log.info(f"trains with {trainer}")
         dataset = build_dataset(theirs, note)
-        model, own = build_trainer(
-            dataset,
-            instantiate(theirs.model),
-            algorithm=algorithm,
-            local=theirs.local,
-            trainer=trainer,
-            seed=theirs.seed,
-            device=_device(config.device, place.local_rank),
+        model = build_model(
+            dataset, instantiate(theirs.model), seed=theirs.seed, device=_device(config.device, place.local_rank)
         )
+        if isinstance(trainer, Choice):
+            torch.set_num_threads(trainer.num_threads)
+            trainer = trainer.trainer()
+        trains = trainer(dataset, model, algorithm, theirs.local, seed=theirs.seed)
+        own = InProcess(trains, dataset.train, theirs.local, seed=theirs.seed)
         built = identity_of(plain, dataset, model, algorithm)
         ready = {"config_hash": built.config_hash, "dataset": built.dataset, "layout": built.layout}
         return Built(transport=own, device=model.device, ready=lambda: ready)

@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fedsim.files import CHECKPOINT as FILE
 from fedsim.files import write_atomically
 
-FILE = "checkpoint.safetensors"
 _FORMAT = 1
 
 # A resumed run may differ in these: where things lie, how it reports, and how long it runs.
@@ -24,6 +24,8 @@ _MAY_DIFFER = (
     "checkpoint",
     "tracking",
     "server.num_rounds",
+    "server.stop_at_accuracy",
+    "server.patience",
     "data.root",
     "data.cache_dir",
     "data.download",
@@ -41,6 +43,7 @@ class Checkpoint:
         round: the last finished round.
         vector: (P + Q,) the global model.
         state: the algorithm's server vectors.
+        uplink: what `fedsim.uplink.Uplink` keeps from round to round; empty where there is none.
         config: the run's resolved configuration, as plain values.
         dataset: `FederatedDataset.fingerprint` of its data.
         clients: `ClientVectors.snapshot` of each of the clients' vectors, by name.
@@ -52,6 +55,7 @@ class Checkpoint:
     state: dict[str, Tensor]
     config: dict[str, Any]
     dataset: str
+    uplink: dict[str, Tensor] = field(default_factory=dict)
     clients: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     clock: dict[str, Tensor] = field(default_factory=dict)
 
@@ -64,6 +68,7 @@ class Checkpoint:
         about = {"format": _FORMAT, "round": self.round, "config": self.config, "dataset": self.dataset}
         tensors = {"vector": self.vector, **{f"state.{name}": t for name, t in self.state.items()}}
         tensors |= {f"clock.{name}": t for name, t in self.clock.items()}
+        tensors |= {f"uplink.{name}": t for name, t in self.uplink.items()}
         for name, index in self.clients.items():
             tensors |= {f"clients.{name}.{part}": t for part, t in index.items()}
         tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
@@ -101,12 +106,14 @@ class Checkpoint:
             name, part = key.removeprefix("clients.").rsplit(".", 1)
             clients.setdefault(name, {})[part] = tensors.pop(key)
         clock = {key.removeprefix("clock."): tensors.pop(key) for key in list(tensors) if key.startswith("clock.")}
+        uplink = {key.removeprefix("uplink."): tensors.pop(key) for key in list(tensors) if key.startswith("uplink.")}
         return cls(
             round=about["round"],
             vector=vector,
             state={name.removeprefix("state."): tensor for name, tensor in tensors.items()},
             config=about["config"],
             dataset=about["dataset"],
+            uplink=uplink,
             clients=clients,
             clock=clock,
         )

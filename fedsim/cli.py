@@ -1,7 +1,6 @@
 """The command line: composes the configuration, builds plain objects from it, and runs. Only this file sees a
 DictConfig. Whatever a user can get wrong ends in one line and exit code 1; torch is imported only to run."""
 
-import difflib
 import importlib
 import logging
 import os
@@ -9,7 +8,7 @@ import re
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,20 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fedsim import sweep
 from fedsim.config import Config
+from fedsim.explain import explain, unknown
+from fedsim.files import CHECKPOINT, holds_run
 
 log = logging.getLogger("fedsim")
+
+MISTAKES = (HydraException, OmegaConfBaseException, ValueError, OSError)
+_mistakes: list[str] = []  # of the jobs of this process: what the exit code tells
+_places: list[Path] = []  # where this process runs or ran, for whoever interrupts it
 
 
 def conf_dir() -> Path:
@@ -47,7 +54,24 @@ def _schema() -> DictConfig:
 
 
 def _run_dir(resume: str | None, fresh: str) -> str:
+    """Where a run writes. Refused here, before Hydra makes a directory of a name that was mistyped."""
+    if resume is not None and not (Path(resume) / CHECKPOINT).is_file():
+        raise ValueError(
+            f"checkpoint.resume={resume}: no {CHECKPOINT} there; give the directory of a run that wrote one"
+        )
     return fresh if resume is None else resume
+
+
+def _sweep_dir(resume: str | None, fresh: str) -> str:
+    if resume is not None and not Path(resume).is_dir():
+        raise ValueError(f"checkpoint.resume={resume}: no such folder; give the folder of the sweep to continue")
+    return fresh if resume is None else resume
+
+
+# Here and not in main, for the processes of a launcher import this module and never call main.
+ConfigStore.instance().store("schema", _schema())
+OmegaConf.register_new_resolver("fedsim_run_dir", _run_dir, replace=True)
+OmegaConf.register_new_resolver("fedsim_sweep_dir", _sweep_dir, replace=True)
 
 
 def main() -> None:
@@ -57,24 +81,53 @@ def main() -> None:
 
 def run_job(job: Callable[[DictConfig], object]) -> None:
     """Compose the configuration that the arguments describe and give it to `job`; a mistake becomes one line."""
-    ConfigStore.instance().store("schema", _schema())
-    OmegaConf.register_new_resolver("fedsim_run_dir", _run_dir, replace=True)
-    debugging = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["FEDSIM_TRACE"] = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and the error becomes one line below
+    for seen in (_mistakes, _places, sweep.unfinished):
+        seen.clear()
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
     except KeyboardInterrupt:
-        print("fedsim: stopped; continue with checkpoint.resume=RUN_DIR", file=sys.stderr)
+        saved = next((place for place in _places[-1:] if next(place.rglob(CHECKPOINT), None)), None)
+        next_step = "no checkpoint was written" if saved is None else f"continue with checkpoint.resume={saved}"
+        print(f"fedsim: stopped; {next_step}", file=sys.stderr)
         sys.exit(130)
-    except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
-        if debugging:
+    except BrokenPipeError:  # the reader of a pipe has gone, as with | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except MISTAKES as error:
+        if _debugging():
             raise
-        print(f"fedsim: error: {_explain(error)}", file=sys.stderr)
+        _tell(error)
+    if _mistakes or sweep.unfinished:
         sys.exit(1)
 
 
+def _debugging() -> bool:
+    return os.environ.get("FEDSIM_TRACE") == "1"
+
+
+def _tell(error: BaseException) -> None:
+    _mistakes.append(explain(error, conf_dir()))
+    print(f"fedsim: error: {_mistakes[-1]}", file=sys.stderr)
+
+
 def _job(cfg: DictConfig) -> float | None:
-    """One run, or one node of a run; returns a run's best test accuracy, for sweepers."""
+    """One run, or one node of a run; returns a run's best test accuracy, for sweepers, or None after a mistake, which is
+    told at once.
+
+    Were it raised, Hydra would put a line of its own before ours, and a sweep would tell of it only at its end.
+    """
+    try:
+        return _run(cfg)
+    except MISTAKES as error:
+        if _debugging():
+            raise
+        _tell(error)
+        return None
+
+
+def _run(cfg: DictConfig) -> float | None:
     config = validated(cfg)
     plain = _plain(cfg)
     place_module = importlib.import_module("fedsim.transport.place")
@@ -86,15 +139,31 @@ def _job(cfg: DictConfig) -> float | None:
         return None
     directory = Path(HydraConfig.get().runtime.output_dir)
 
+    from hydra.utils import instantiate
+
     checkpoint = importlib.import_module("fedsim.checkpoint")
     assemble = importlib.import_module("fedsim.assemble")
     simulation_module = importlib.import_module("fedsim.simulation")
     summary_module = importlib.import_module("fedsim.tracking.summary")
-    if config.checkpoint.resume is None and (directory / checkpoint.FILE).exists():
+    comparable = checkpoint.comparable(plain)
+    saving, sweeping = config.checkpoint, HydraConfig.get().mode == RunMode.MULTIRUN
+    _places.append(Path(HydraConfig.get().sweep.dir) if sweeping else directory)
+    if saving.resume is None and holds_run(directory):
         raise ValueError(
-            f"{directory} already holds a run; give another hydra.run.dir, or checkpoint.resume={directory}"
+            f"{directory} already holds a run; give another hydra.{'sweep' if sweeping else 'run'}.dir, "
+            f"or checkpoint.resume={_places[-1]}"
         )
+    if saving.resume is not None and sweeping:
+        saving = sweep.job_checkpoint(directory, saving, comparable)
+        if (done := sweep.finished(directory, config.server)) is not None:
+            log.info(f"{directory} has finished before")
+            return done.get("best", {}).get("test_accuracy")
+    if config.tracking.quiet:
+        for handler in logging.getLogger().handlers:
+            if not isinstance(handler, logging.FileHandler):
+                handler.setLevel(logging.WARNING)
 
+    config = replace(config, checkpoint=saving)
     simulation = assemble.build_simulation(config, plain, place, directory, log.warning)
     try:
         dataset = simulation.dataset
@@ -118,14 +187,20 @@ def _job(cfg: DictConfig) -> float | None:
             config=plain,
             evaluate=config.evaluate,
             tracking=config.tracking,
-            checkpoint=config.checkpoint,
-            about={"name": config.name, "config_hash": summary_module.config_hash(checkpoint.comparable(plain))},
+            checkpoint=saving,
+            about={"name": config.name, "config_hash": summary_module.config_hash(comparable)},
+            sinks={name: instantiate(sink) for name, sink in config.tracking.sinks.items()},
         )
     finally:
         simulation.close()
     final = summary["final"]
     outcome = f", test accuracy {final['test_accuracy']:.1%}" if "test_accuracy" in final else ""
-    log.info(f"{summary['rounds']} rounds, train loss {final['train_loss']:.3f}{outcome}; {directory / 'summary.json'}")
+    if "best" in summary:
+        outcome += f" (best {summary['best']['test_accuracy']:.1%}, round {summary['best']['round']})"
+    why = {"target": ", the target reached", "patience": ", no better for long"}.get(summary["stopped"], "")
+    log.info(
+        f"{summary['rounds']} rounds{why}: train loss {final['train_loss']:.3f}{outcome}; {directory / 'summary.json'}"
+    )
     return summary.get("best", {}).get("test_accuracy")
 
 
@@ -173,7 +248,7 @@ def validated(cfg: DictConfig) -> Config:
         known = {f.name: f.type for f in fields(schema)}
         for key in node:
             if key not in known:
-                raise ValueError(_unknown(prefix + str(key), [prefix + name for name in known]))
+                raise ValueError(unknown(prefix + str(key), [prefix + name for name in known]))
             kind = known[str(key)]
             if isinstance(kind, type) and is_dataclass(kind):
                 check(node[key], kind, f"{prefix}{key}.")
@@ -182,57 +257,3 @@ def validated(cfg: DictConfig) -> Config:
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, Config)
     return config
-
-
-def _unknown(key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(near)}?" if near else "see python -m fedsim --cfg job"
-    return f"unknown option {key!r}; {hint}"
-
-
-def _explain(error: BaseException) -> str:
-    """One line for an error of the configuration or of its use."""
-    text = str(error)
-    if match := re.search(r"Could not override '([^']*)'", text):
-        return _unknown(match[1], _known_keys())
-    if match := re.search(
-        r"Could not find '([^']*)/([^']*)'\s+Available options in '[^']*':((?:\s+\S+)*?)\s+Config", text
-    ):
-        group, choice, options = match[1], match[2], match[3].split()
-        near = "".join(f"did you mean {name}? " for name in difflib.get_close_matches(choice, options, n=1))
-        return f"{group}={choice} does not exist; {near}there is {', '.join(options)}"
-    cause = error.__cause__
-    if isinstance(error, HydraException) and cause is not None:
-        inner = str(cause).splitlines()[0]
-        key = re.search(r"full_key: (\S+)", text + str(cause))
-        if key and key[1] not in inner:
-            return f"{key[1]}: {inner}"
-        return inner
-    key = re.search(r"full_key: (\S+)", text)
-    first = text.splitlines()[0] if text else type(error).__name__
-    return f"{key[1]}: {first}" if key else " ".join(text.split())
-
-
-def _known_keys() -> list[str]:
-    """Every option of the configuration with the groups and experiment that the command line chose."""
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        groups = [a for a in sys.argv[1:] if re.fullmatch(r"\+?[a-z_/]+=[A-Za-z0-9_]+", a)]
-        for overrides in (groups, []):
-            try:
-                cfg = hydra.compose("config", overrides)
-                break
-            except HydraException:
-                continue
-        else:
-            return []
-
-    def walk(node: DictConfig, prefix: str) -> list[str]:
-        found = []
-        for key in node:
-            found.append(f"{prefix}{key}")
-            child = node._get_node(key)
-            if isinstance(child, DictConfig):
-                found += walk(child, f"{prefix}{key}.")
-        return found
-
-    return walk(cfg, "")

@@ -5,6 +5,7 @@ module may use these.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -146,6 +147,8 @@ class ServerConfig:
         num_groups: hierarchical FedAvg's groups; client c belongs to group c modulo num_groups.
         group_rounds: rounds of a group among itself before each global round; 1: plain rounds, without groups.
         schedule: of the server's learning rate: a factor on how far a round moves the global parameters.
+        stop_at_accuracy: end the run once the test accuracy, in [0, 1], is this high; None: go on.
+        patience: end the run after this many evaluations without a better test accuracy; None: go on.
     """
 
     num_rounds: int = 100
@@ -156,6 +159,8 @@ class ServerConfig:
     num_groups: int = 1
     group_rounds: int = 1
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    stop_at_accuracy: float | None = None
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         if not self.over_selection >= 1:
@@ -173,6 +178,27 @@ class ServerConfig:
             raise ValueError(
                 "server.num_groups has no effect with server.group_rounds=1; set group_rounds to 2 or more"
             )
+        if self.stop_at_accuracy is not None and not 0 < self.stop_at_accuracy <= 1:
+            raise ValueError(f"server.stop_at_accuracy must be in (0, 1] or null, got {self.stop_at_accuracy}")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"server.patience must be at least 1 or null, got {self.patience}")
+        if self.stops_early and self.evaluate_every == 0:
+            raise ValueError("server.stop_at_accuracy and server.patience need server.evaluate_every of 1 or more")
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether the run may end before its last round."""
+        return self.stop_at_accuracy is not None or self.patience is not None
+
+    def stop(self, accuracies: Sequence[float]) -> str | None:
+        """Why a run ends after evaluations with these test accuracies: "target", "patience", or None: it goes on."""
+        if self.stop_at_accuracy is not None and accuracies and accuracies[-1] >= self.stop_at_accuracy:
+            return "target"
+        if self.patience is not None and len(accuracies) > self.patience:
+            best = max(accuracies)
+            if len(accuracies) - 1 - accuracies.index(best) >= self.patience:
+                return "patience"
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,10 +264,14 @@ class TrackingConfig:
     """What is shown while a run goes on.
 
     Attributes:
-        progress: the progress bar; None: only in a terminal.
+        progress: the progress bar; False: plain lines; None: the bar in a terminal, lines elsewhere.
+        quiet: nothing but warnings and errors on the terminal; run.log tells the rest.
+        sinks: name -> `_target_` factory of a tracker (`fedsim.tracking.sinks`); chosen with tracking=[...].
     """
 
     progress: bool | None = None
+    quiet: bool = False
+    sinks: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,8 +319,9 @@ class TransportConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A whole run, as composed from conf/. The dictionaries are `_target_` factories with their arguments; no devices
-    is none.
+    """A whole run, as composed from conf/. The dictionaries are `_target_` factories with their arguments.
+    `transforms` has one of them for each name, in the order in which they change an update; no `attack` and no
+    `devices` is none.
 
     Attributes:
         name: of the experiment; part of the run directory's path.
@@ -310,6 +341,9 @@ class Config:
     trainer: dict[str, Any] = field(default_factory=dict)
     sampler: dict[str, Any] = field(default_factory=dict)
     devices: dict[str, Any] = field(default_factory=dict)
+    aggregator: dict[str, Any] = field(default_factory=dict)
+    transforms: dict[str, Any] = field(default_factory=dict)
+    attack: dict[str, Any] = field(default_factory=dict)
     local: LocalConfig = field(default_factory=LocalConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)

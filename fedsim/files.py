@@ -4,6 +4,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+CHECKPOINT = "checkpoint.safetensors"
+
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to the disk, and give it its name.
@@ -37,3 +39,13 @@ def _umask() -> int:
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
+
+
+def holds_run(directory: Path) -> bool:
+    """Whether a run has left results in `directory`: a checkpoint, a round, or its summary."""
+    metrics = directory / "metrics.jsonl"
+    return (
+        (directory / CHECKPOINT).exists()
+        or (directory / "summary.json").exists()
+        or (metrics.exists() and metrics.stat().st_size > 0)
+    )

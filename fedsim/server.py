@@ -16,6 +16,7 @@ from fedsim.config import ScheduleConfig, ServerConfig
 from fedsim.memory import peak_memory_bytes
 from fedsim.sampling import Sampler
 from fedsim.transport.base import Job, Transport
+from fedsim.uplink import Uplink
 
 Metrics = dict[str, float]
 
@@ -32,6 +33,7 @@ class Server:
         schedule: of the server's learning rate.
         seed: of the run.
         clock: who reports in time; None: everybody, and nobody looks at the time.
+        uplink: the server's side of what happens to updates; None: they are averaged, and no more.
     """
 
     def __init__(
@@ -47,10 +49,11 @@ class Server:
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008 (frozen)
         seed: int,
         clock: Clock | None = None,
+        uplink: Uplink | None = None,
     ) -> None:
         self.vector, self.num_parameters, self.sizes, self.seed = vector, num_parameters, sizes, seed
         self.algorithm, self.sampler, self.transport = algorithm, sampler, transport
-        self.schedule, self.clock = schedule, clock
+        self.schedule, self.clock, self.uplink = schedule, clock, uplink
         self.state = algorithm.server_init(vector, Setup(num_parameters=num_parameters, sizes=sizes, draw=draw))
         self.round = 0
 
@@ -61,27 +64,33 @@ class Server:
         cohort = self.sampler(self.seed, round)
         outcome = None if self.clock is None else self.clock.round(round, cohort)
         cohort = cohort if outcome is None else outcome.reported
-        if not self.sizes[cohort].any():
+        if not self.sizes[cohort].any() and not (self.uplink and self.uplink.private):
             raise ValueError(f"round {round}: no client of the cohort has a training sample; sample more clients")
         state = self.state
+        bytes_up = 0
         if self.algorithm.prelude is not None:
-            _, _, state = self._step(round, cohort, state, self.algorithm.prelude)
+            _, sums, state = self._step(round, cohort, state, self.algorithm.prelude)
+            bytes_up += sums["bytes_up"]
         update_norm, sums, self.state = self._step(round, cohort, state, self.algorithm)
         self.round = round
         timing: Metrics = {}
         if self.clock is not None and outcome is not None:
             self.clock.seconds += outcome.seconds
             timing = self.clock.metrics(outcome)
+        if self.uplink is not None:
+            self.uplink.commit()
         return {
             "round": round,
-            "train_loss": sums["loss_sum"] / sums["samples"],
+            "train_loss": _mean_loss(sums),
             "update_norm": update_norm,
             "clients": int(sums["clients"]),
             "samples": int(sums["samples"]),
             **timing,
+            "bytes_up": int(bytes_up + sums["bytes_up"]),
+            **({} if self.uplink is None else self.uplink.figures),
             "seconds": time.perf_counter() - begin,
             "peak_memory_bytes": peak_memory_bytes(self.vector.device),
-            **{name: int(value) for name, value in sums.items() if name.startswith("bytes_")},  # of a transport
+            **{name: int(value) for name, value in sums.items() if name.startswith(("bytes_up/", "bytes_down/"))},
         }
 
     @property
@@ -96,6 +105,8 @@ class Server:
     def _weight(self, clients: np.ndarray, state: ServerState) -> float:
         """Sum of the weights of those of the clients that have samples."""
         clients = clients[self.sizes[clients] > 0]
+        if self.uplink is not None and self.uplink.equal_weights:
+            return float(len(clients))
         return float(weigh(self.algorithm, clients, self.sizes[clients], self._seen(state)).sum())
 
     def _seen(self, state: ServerState) -> ServerState:
@@ -113,17 +124,30 @@ class Server:
         )
 
     def next_job(self) -> Job:
-        """The job of the next round."""
-        cohort = self.sampler(self.seed, self.round + 1)
-        return self._job(self.round + 1, cohort, self.state, self.algorithm)
+        """The job of the next round, if somebody trains in it; else of the first round in which somebody does."""
+        for round in range(self.round + 1, self.round + 1000):
+            cohort = self.sampler(self.seed, round)
+            if self.sizes[cohort].any():  # Poisson sampling may draw nobody
+                return self._job(self.round + 1, cohort, self.state, self.algorithm)
+        raise ValueError("no client that has a training sample is ever drawn; sample more clients")
 
     def _step(
         self, round: int, cohort: np.ndarray, state: ServerState, record: Algorithm
     ) -> tuple[float, Metrics, ServerState]:
         """Train the cohort and let the server step: the mean update's norm, sums of metrics, and the new state."""
         weight = self._weight(cohort, state)
-        partial = self.transport.run_round(self._job(round, cohort, state, record))
-        mean, size = partial.take_mean(), len(self.vector)
+        if weight == 0:
+            assert self.uplink is not None
+            partial = self.uplink.empty()
+        else:
+            partial = self.transport.run_round(self._job(round, cohort, state, record))
+        sums, size = partial.metrics, len(self.vector)
+        if self.uplink is None:
+            mean = partial.take_mean()
+            sums = sums | {"bytes_up": sums["clients"] * len(mean) * self.vector.itemsize}
+        else:
+            mean = self.uplink.close(partial, round, cohort)
+            sums = sums | {"bytes_up": sums["clients"] * self.uplink.bytes_per_update}
         update_norm = torch.linalg.vector_norm(mean[: self.num_parameters]).item()
         if not math.isfinite(update_norm):
             raise ValueError(f"round {round}: the mean update is not finite; lower local.learning_rate")
@@ -131,7 +155,7 @@ class Server:
             number=round,
             num_parameters=self.num_parameters,
             sums=split(mean[size:], lengths(record.sums, self.num_parameters, size)),
-            train_loss=partial.metrics["loss_sum"] / partial.metrics["samples"],
+            train_loss=_mean_loss(sums),
             weight=weight,
             total=lambda: self._weight(np.arange(len(self.sizes)), state),
         )
@@ -141,7 +165,7 @@ class Server:
         if before is not None:
             parameters = self.vector[: self.num_parameters]
             parameters.copy_(torch.lerp(before, parameters, factor))
-        return update_norm, partial.metrics, state
+        return update_norm, sums, state
 
 
 class HasRounds(Protocol):
@@ -162,3 +186,8 @@ def rounds(server: HasRounds, config: ServerConfig, evaluate: Callable[[bool], M
             metrics |= evaluate(last)
             metrics["evaluate_seconds"] = time.perf_counter() - begin
         yield metrics
+
+
+def _mean_loss(sums: Metrics) -> float:
+    """Over the samples seen; NaN where nobody came."""
+    return sums["loss_sum"] / sums["samples"] if sums["samples"] else math.nan

@@ -7,7 +7,7 @@ for metrics in simulation.rounds():
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ import torch
 from torch import nn
 
 from fedsim.algorithms import Algorithm, fedavg
+from fedsim.algorithms.base import update_size
 from fedsim.algorithms.traffic import traffic
 from fedsim.async_server import AsyncServer
+from fedsim.attacks import Attack
 from fedsim.checkpoint import Checkpoint
 from fedsim.client_state import ClientVectors
 from fedsim.clock import clients_asked, make_clock
@@ -31,18 +33,23 @@ from fedsim.events import make_queue
 from fedsim.memory import free_memory_bytes
 from fedsim.pooling import pool_in_pairs
 from fedsim.rng import torch_stream
-from fedsim.sampling import Sampler, cohort_size, uniform
+from fedsim.robust import Aggregator, mean
+from fedsim.sampling import Population, Sampler, cohort_size, uniform
 from fedsim.server import Metrics, Server, rounds
 from fedsim.tracking.progress import Progress
 from fedsim.tracking.run_directory import RunDirectory, read_metrics, read_trainer
+from fedsim.tracking.sinks import Run, SinkFactory, Sinks
 from fedsim.tracking.summary import summarise, versions
 from fedsim.train.base import Trainer
 from fedsim.train.calibrate import Auto, Choice
 from fedsim.train.footprint import Footprint, footprint, require
 from fedsim.train.own import own_models
 from fedsim.train.serial import SerialTrainer
+from fedsim.train.vectorized import VectorizedTrainer
+from fedsim.transforms import Transform
 from fedsim.transport.base import Grouped, Transport
 from fedsim.transport.inprocess import InProcess
+from fedsim.uplink import Uplink
 from fedsim.vector import FlatModel
 
 log = logging.getLogger("fedsim")
@@ -77,9 +84,13 @@ class Simulation:
         evaluate: what is evaluated.
         devices: devices(num_clients, client_ids, seed) -> the clients' devices; None: everybody reports at once.
         client_state: memory for the vectors that clients keep.
-        sampler: sampler(num_clients, clients_per_round) -> who trains in a round.
+        sampler: sampler(population, clients_per_round) -> who trains in a round.
         trainer: trainer(dataset, model, algorithm, local, seed=...) -> the trainer, or `Auto`, which measures and
-            chooses one, or a `Choice` that was made before; the latter two also set PyTorch's number of threads.
+            chooses one, or a `Choice` that was made before; the latter two also set PyTorch's number of threads. With
+            transforms, an attack or a robust aggregator the trainer is also given uplink=....
+        aggregator: how updates become one; None is their mean.
+        transforms: what happens to each update before, in order.
+        attack: whose data or updates are bad; None: nobody's.
         transport: called with this simulation as soon as it can train here (`own`): where rounds run. None: here.
         seed: of everything that is drawn.
         device: "auto", "cpu", "cuda" or "cuda:N".
@@ -98,32 +109,53 @@ class Simulation:
         server: ServerConfig = ServerConfig(),  # noqa: B008
         evaluate: EvaluateConfig = EvaluateConfig(),  # noqa: B008
         client_state: ClientStateConfig = ClientStateConfig(),  # noqa: B008
-        sampler: Callable[[int, int | float], Sampler] = uniform,
+        sampler: Callable[[Population, int | float], Sampler] = uniform,
         devices: Callable[[int, Sequence[str], int], Devices] | None = None,
         trainer: Callable[..., Trainer] | Auto | Choice = Auto(),  # noqa: B008 (frozen)
+        aggregator: Aggregator | None = None,
+        transforms: Sequence[Transform] = (),
+        attack: Attack | None = None,
         transport: "Callable[[Simulation], Transport] | None" = None,
         seed: int = 0,
         device: str = "auto",
     ) -> None:
-        algorithm = algorithm or fedavg()
-        if server.group_rounds > 1 and (
-            algorithm.keeps
-            or algorithm.broadcast
-            or algorithm.sums
-            or algorithm.prelude
-            or algorithm.weights
-            or algorithm.asynchronous
-        ):
-            raise ValueError(
-                f"server.group_rounds={server.group_rounds} needs an algorithm of rounds whose clients send their "
-                f"update and nothing else; {algorithm.name} does more: set group_rounds=1"
-            )
+        algorithm, aggregator = algorithm or fedavg(), aggregator or mean()
+        _check_transport(algorithm, server, elsewhere=transport is not None)
+        if attack is not None and attack.poison is not None:
+            dataset = attack.poison(dataset, attack.attackers(dataset.num_clients, seed))
         self.dataset, self.config, self.seed, self.algorithm, self.local = dataset, server, seed, algorithm, local
-        self.choice = trainer if isinstance(trainer, Choice) else None
-        self.model, self.own = build_trainer(
-            dataset, model, algorithm=algorithm, local=local, trainer=trainer, seed=seed, device=device
-        )
-        self._factory = _factory(trainer)
+        self.model = build_model(dataset, model, seed=seed, device=device)
+        population = Population(sizes=dataset.train.sizes, losses=self._losses)
+        drawn = sampler(population, clients_asked(server, dataset.num_clients))
+        self._training: Evaluator | None = None  # of `_losses`
+        self.uplink: Uplink | None = None
+        if aggregator != mean() or transforms or attack is not None:
+            if algorithm.prelude is not None or algorithm.asynchronous is not None:
+                raise ValueError(
+                    f"algorithm={algorithm.name} does not send one message a round, for which transforms, attacks and "
+                    "aggregators are made: choose another algorithm, or aggregator=mean without the others"
+                )
+            if transport is not None or server.group_rounds > 1:
+                raise ValueError(
+                    "transforms, attacks and aggregators other than the mean need every update, which neither other "
+                    "processes nor groups send yet: use transport=inprocess and server.group_rounds=1"
+                )
+            self.uplink = Uplink(
+                transforms=transforms,
+                aggregator=aggregator,
+                attack=attack,
+                sampler=drawn,
+                num_clients=dataset.num_clients,
+                size=update_size(algorithm, self.model.layout),
+                like=self.model.vector,
+                seed=seed,
+            )
+        self.choice = None
+        self._factory = SerialTrainer if isinstance(trainer, Auto) else trainer
+        if isinstance(trainer, Choice):
+            self.choice, self._factory = trainer, trainer.trainer()
+            torch.set_num_threads(trainer.num_threads)
+        self.own = InProcess(self._make_trainer(), dataset.train, local, seed=seed)
         made = None if devices is None else devices(dataset.num_clients, dataset.client_ids, seed)
         down, up = traffic(algorithm, self.model)
         begin = {"draw": lambda i: _draw(model, dataset, seed, i).to(self.model.device), "schedule": server.schedule}
@@ -133,10 +165,11 @@ class Simulation:
                 self.model.num_parameters,
                 dataset.train.sizes,
                 algorithm=algorithm,
-                sampler=sampler(dataset.num_clients, clients_asked(server, dataset.num_clients)),
+                sampler=drawn,
                 transport=self.own,
                 seed=seed,
                 clock=make_clock(made, dataset.train.sizes, local, server, download_bytes=down, upload_bytes=up),
+                uplink=self.uplink,
                 **begin,
             )
         else:
@@ -164,6 +197,7 @@ class Simulation:
                 broadcast=job.broadcast,
                 scale=job.scale,
                 num_rounds=server.num_rounds,
+                whole=self.uplink is not None,
             )
             if self.choice.num_slots:
                 self.own.trainer = self._make_trainer()
@@ -179,6 +213,10 @@ class Simulation:
         self.preview = None if self.central is None else self.central.draw(evaluate.max_samples, seed)
         # (round, split, losses, hits) of the last evaluation on whole splits
         self._evaluated: tuple[int, Evaluator, Any, Any] | None = None
+        if self.central is None and server.stops_early:
+            raise ValueError(f"server.stop_at_accuracy and server.patience need a test set; {dataset.name} has none")
+        self.accuracies: list[float] = []  # of the evaluations so far: what the stop rule reads
+        self.stopped: str | None = None  # what ended the run, if not its number of rounds
         self._alone = transport is None
         self.transport: Transport = self.own if transport is None else transport(self)
         if server.group_rounds > 1:
@@ -194,9 +232,8 @@ class Simulation:
     def footprint(self) -> Footprint:
         """The memory that a round will take, from two trial steps; they leave no trace in the run."""
         job, trainer = self.server.next_job(), self.trainer
-        if trainer.clients is not None:  # whose vectors a trial would change
-            trainer = self._make_trainer()
-            trainer.num_slots = self.trainer.num_slots
+        if trainer.clients is not None or self.uplink is not None:  # which a trial would change
+            trainer = self._make_trial()
         needed = footprint(trainer, self.dataset.train, job.cohort, self.local, job.broadcast, job.scale)
         self.model.load(self.server.vector)
         require(needed, free_memory_bytes(self.model.device), self.local)
@@ -212,8 +249,8 @@ class Simulation:
         """What clients keep, by name, and the models that clients of an asynchronous run are at work on; part of a
         checkpoint."""
         versions = {"versions": self.server.versions} if isinstance(self.server, AsyncServer) else {}
-        kept = self.trainer.clients
-        return versions if kept is None else {kept.name: kept, **versions}
+        kept = [self.trainer.clients, *(self.uplink.memories if self.uplink is not None else ())]
+        return {**{state.name: state for state in kept if state is not None}, **versions}
 
     def _limit(self) -> None:
         for state in self.client_states.values():
@@ -221,7 +258,16 @@ class Simulation:
 
     def _make_trainer(self) -> Trainer:
         factory = self._factory if self.choice is None else self.choice.trainer()
-        return factory(self.dataset, self.model, self.algorithm, self.local, seed=self.seed)
+        extra = {} if self.uplink is None else {"uplink": self.uplink}
+        return factory(self.dataset, self.model, self.algorithm, self.local, seed=self.seed, **extra)
+
+    def _make_trial(self) -> Trainer:
+        """A trainer whose rounds leave no trace."""
+        common = (self.dataset, self.model, self.algorithm, self.local)
+        num_slots = self.trainer.num_slots
+        if num_slots == 1:
+            return SerialTrainer(*common, seed=self.seed)
+        return VectorizedTrainer(*common, seed=self.seed, num_slots=num_slots, factor=self.uplink is None)
 
     def use(self, choice: Choice) -> None:
         """Go on with the trainer that a run was begun with, whatever was measured now.
@@ -241,8 +287,23 @@ class Simulation:
             self._limit()
 
     def rounds(self) -> Iterator[Metrics]:
-        """Run to the last round, yielding each round's metrics."""
-        return rounds(self.server, self.config, lambda last: self.evaluate(whole=last))
+        """Run to the last round, or until the stop rule ends it, yielding each round's metrics."""
+        self.stopped = self.config.stop(self.accuracies)
+        if self.stopped is None:
+            for metrics in rounds(self.server, self.config, self._look):
+                yield metrics
+                if self.stopped is not None:
+                    break
+
+    def _look(self, last: bool) -> Metrics:
+        """An evaluation that is due. One that would end the run is repeated on all samples: what holds there counts."""
+        metrics = self.evaluate(whole=last)
+        if self.config.stops_early:
+            if not last and self.config.stop([*self.accuracies, metrics["test_accuracy"]]):
+                metrics = self.evaluate()
+            self.accuracies.append(metrics["test_accuracy"])
+            self.stopped = self.config.stop(self.accuracies)
+        return metrics
 
     def evaluate(self, *, whole: bool = True) -> Metrics:
         """test_loss and test_accuracy of the global model; {} without a test set.
@@ -303,6 +364,14 @@ class Simulation:
         losses, hits = zip(*found, strict=True)
         return np.concatenate(losses), np.concatenate(hits)
 
+    def _losses(self, clients: np.ndarray) -> np.ndarray:
+        """(n,) mean loss of the global model on the training samples of these clients (n,), each with some."""
+        if self._training is None:
+            self._training = Evaluator(self.dataset, self.dataset.train, self.model)
+        rows = [self.dataset.train.rows(c) for c in clients.tolist()]
+        losses, _ = self._training.per_sample(self.server.vector, np.concatenate(rows))
+        return np.array([part.mean() for part in np.split(losses, np.cumsum([len(r) for r in rows])[:-1])])
+
     def checkpoint(self, config: dict[str, Any]) -> Checkpoint:
         """The state after the last finished round."""
         server = self.server
@@ -312,6 +381,7 @@ class Simulation:
             state=server.state,
             config=config,
             dataset=self.dataset.fingerprint(),
+            uplink={} if self.uplink is None else self.uplink.snapshot(),
             clients={name: state.snapshot() for name, state in self.client_states.items()},
             clock={} if server.clock is None else server.clock.state_dict(),
         )
@@ -340,27 +410,19 @@ class Simulation:
         self.server.vector.copy_(checkpoint.vector)
         self.server.state = checkpoint.state
         self.server.round = checkpoint.round
+        if self.uplink is not None:
+            self.uplink.restore(checkpoint.uplink)
         for name, state in self.client_states.items():
             state.restore(checkpoint.clients.get(name, {}))
         if self.server.clock is not None:
             self.server.clock.load_state_dict(checkpoint.clock)
 
 
-def build_trainer(
-    dataset: FederatedDataset,
-    model: nn.Module | ModelFactory,
-    *,
-    algorithm: Algorithm,
-    local: LocalConfig,
-    trainer: Callable[..., Trainer] | Auto | Choice,
-    seed: int,
-    device: str,
-) -> tuple[FlatModel, InProcess]:
-    """The model, and what trains it here: the same on every node of a run. Arguments as for `Simulation`; `Auto`
-    begins with a serial trainer.
+def build_model(dataset: FederatedDataset, model: nn.Module | ModelFactory, *, seed: int, device: str) -> FlatModel:
+    """The model as a run begins with it: the same on every node. Arguments as for `Simulation`.
 
     Raises:
-        ValueError: no clients; no such device; a trainer that cannot train this.
+        ValueError: no clients; no such device.
     """
     if dataset.num_clients == 0:
         raise ValueError(f"data={dataset.name} has no clients yet; apply a partition first")
@@ -371,17 +433,37 @@ def build_trainer(
         # Numbers below 1e-38 become zero: they change no result, and a product with one takes 100 times as long.
         torch.set_flush_denormal(True)
     module = _initialise(model, dataset, seed)
-    flat = FlatModel(pool_in_pairs(module) if where.type == "cpu" else module, where)
-    if isinstance(trainer, Choice):
-        torch.set_num_threads(trainer.num_threads)
-    built = _factory(trainer)(dataset, flat, algorithm, local, seed=seed)
-    return flat, InProcess(built, dataset.train, local, seed=seed)
+    return FlatModel(pool_in_pairs(module) if where.type == "cpu" else module, where)
 
 
-def _factory(trainer: Callable[..., Trainer] | Auto | Choice) -> Callable[..., Trainer]:
-    if isinstance(trainer, Auto):
-        return SerialTrainer
-    return trainer.trainer() if isinstance(trainer, Choice) else trainer
+def _check_transport(algorithm: Algorithm, server: ServerConfig, *, elsewhere: bool) -> None:
+    """Refuse what neither other processes nor groups can do.
+
+    Raises:
+        ValueError: says what.
+    """
+    if server.group_rounds > 1 and (
+        algorithm.keeps
+        or algorithm.broadcast
+        or algorithm.sums
+        or algorithm.prelude
+        or algorithm.weights
+        or algorithm.asynchronous
+    ):
+        raise ValueError(
+            f"server.group_rounds={server.group_rounds} needs an algorithm of rounds whose clients send their update "
+            f"and nothing else; {algorithm.name} does more: set group_rounds=1"
+        )
+    if elsewhere and algorithm.asynchronous is not None:
+        raise ValueError(
+            f"{algorithm.name} steps whenever updates arrive in virtual time, which runs in one process: use "
+            "transport=inprocess"
+        )
+    if elsewhere and algorithm.keeps:
+        raise ValueError(
+            f"the clients of {algorithm.name} keep vectors from round to round, which do not travel between processes "
+            "yet: use transport=inprocess"
+        )
 
 
 def _initialise(model: nn.Module | ModelFactory, dataset: FederatedDataset, seed: int, draw: int = 0) -> nn.Module:
@@ -408,6 +490,7 @@ def record(
     tracking: TrackingConfig = TrackingConfig(),  # noqa: B008
     checkpoint: CheckpointConfig = CheckpointConfig(),  # noqa: B008
     about: dict[str, Any] | None = None,
+    sinks: Mapping[str, SinkFactory] | None = None,
 ) -> dict[str, Any]:
     """Run a simulation to its end and leave its files in `directory`.
 
@@ -416,11 +499,26 @@ def record(
         directory: the run directory; with `checkpoint.resume` the one to continue.
         config: resolved configuration as plain values, for config.yaml and the checkpoint.
         evaluate, tracking, checkpoint: settings.
-        about: more for summary.json.
+        about: more for summary.json; its "name" is the run's for the sinks.
+        sinks: trackers beside the files, by name.
 
     Returns:
         The content of summary.json.
     """
+    with Sinks(sinks or {}, simulation.model.device) as tracked:
+        return _record(simulation, directory, config, evaluate, tracking, checkpoint, about, tracked)
+
+
+def _record(
+    simulation: Simulation,
+    directory: Path,
+    config: dict[str, Any] | None,
+    evaluate: EvaluateConfig,
+    tracking: TrackingConfig,
+    checkpoint: CheckpointConfig,
+    about: dict[str, Any] | None,
+    tracked: Sinks,
+) -> dict[str, Any]:
     config = config or {}
     server, num_rounds = simulation.server, simulation.config.num_rounds
     states = simulation.client_states
@@ -438,15 +536,20 @@ def record(
     files = RunDirectory(directory, keep_rounds=server.round)
     if simulation.choice is not None:
         files.write_trainer({"num_slots": simulation.choice.num_slots, "num_threads": simulation.choice.num_threads})
+    simulation.accuracies = [row["test_accuracy"] for row in files.rows if "test_accuracy" in row]
+    name, clients = (about or {}).get("name", simulation.dataset.name), simulation.dataset.frame()
+    tracked.open(Run(name=name, directory=directory, config=config, clients=clients, done=server.round))
     if config:
         files.write_config(config)
     saved = server.round
-    with Progress(num_rounds, done=server.round, enabled=tracking.progress) as progress:
+    shown = False if tracking.quiet else tracking.progress
+    with Progress(num_rounds, done=server.round, enabled=shown) as progress:
         try:
             for metrics in simulation.rounds():
                 files.log(metrics)
                 progress.log(metrics)
-                if checkpoint.due(server.round, num_rounds):
+                tracked.log(metrics)
+                if checkpoint.due(server.round, server.round if simulation.stopped else num_rounds):
                     files.sync()
                     simulation.save(directory, config)
                     saved = server.round
@@ -461,6 +564,7 @@ def record(
     summary = {
         **(about or {}),
         **summarise(files.rows),
+        "stopped": simulation.stopped,
         "num_clients": simulation.dataset.num_clients,
         "num_parameters": simulation.model.num_parameters,
         "model_bytes": simulation.model.vector.nbytes,
@@ -476,6 +580,8 @@ def record(
         "trainer_choice": None if simulation.choice is None else asdict(simulation.choice),
         "versions": versions(server.vector.device),
     }
+    if simulation.uplink is not None:
+        summary |= simulation.uplink.summary(server.round)
     if states:
         summary["client_state"] = {
             name: {"clients": len(state), "row_bytes": state.row_bytes, "file_bytes": state.file_bytes}
@@ -484,12 +590,14 @@ def record(
     if evaluate.clients:
         clients = simulation.clients()
         files.write_clients(clients)
+        tracked.clients(clients)
         summary["clients"] = {"split": clients["split"].iloc[0], **spread(clients)}
         if simulation.algorithm.personalised:
             of_global = clients.assign(accuracy=clients["global_accuracy"])
             summary["clients"] |= {f"global_{name}": value for name, value in spread(of_global).items()}
     files.write_model(simulation.model.state_dict(server.vector))
     files.write_summary(summary)
+    tracked.finish(summary, files.outcome())
     return summary
 
 

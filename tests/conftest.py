@@ -1,5 +1,6 @@
 """Small federated datasets that need no file."""
 
+import contextlib
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +12,11 @@ import pytest
 import torch
 
 from fedsim.data.federated import FederatedDataset, Split
+
+# dp-accounting and TensorBoard bring absl. Its log handler holds the sys.stderr of the time of its import and closes it
+# when Hydra sets up logging anew: that must not be the file in which pytest captures.
+with contextlib.redirect_stderr(sys.__stderr__), contextlib.suppress(ImportError):
+    import absl.logging  # noqa: F401
 
 # Tiny tensors gain nothing from a second thread, and lose much on a busy machine.
 torch.set_num_threads(1)
@@ -72,7 +78,8 @@ def fedsim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     def run(*arguments: str, directory: Path | None = None) -> Finished:
         directory = directory or tmp_path / "run"
         resumed = any(a.startswith("checkpoint.resume=") for a in arguments)
-        where = [] if resumed or "-m" in arguments else [f"hydra.run.dir={directory}"]
+        placed = any(a in ("-m", "--cfg") or a.startswith("hydra.run.dir=") for a in arguments)
+        where = [] if resumed or placed else [f"hydra.run.dir={directory}"]
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["fedsim", *arguments, *where])
         monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)

@@ -101,6 +101,11 @@ MISTAKES = {
     "not a number": (["local.learning_rate=1e38"], "round 1: the"),
     "resume from nowhere": (["checkpoint.resume=/nowhere"], "no checkpoint.safetensors there"),
     "syntax": (["seed="], "seed"),
+    "misspelt experiment group": (["+experimnt=debug"], "unknown option 'experimnt'; did you mean +experiment=NAME?"),
+    "misspelt experiment": (["+experiment=debugg"], "experiment=debugg does not exist; did you mean debug?"),
+    "misspelt group": (["algoritm=fedavg"], "unknown option 'algoritm'; did you mean algorithm"),
+    "misspelt tracker": (["tracking=[tensorbord]"], "tracking=tensorbord does not exist; did you mean tensorboard?"),
+    "early stop without evaluations": (["server.patience=1", "server.evaluate_every=0"], "need server.evaluate_every"),
     "images to a wrong model": (["model.num_classes=3"], "unknown option 'model.num_classes'"),
 }
 
@@ -115,6 +120,7 @@ def test_a_mistake_is_one_line_that_helps(fedsim, name):
     assert len(errors) == 1, done.err
     assert message in errors[0]
     assert "Traceback" not in done.err
+    assert "Error executing job" not in done.err
     assert not (done.directory / "summary.json").exists()
 
 
@@ -143,13 +149,28 @@ def test_a_run_directory_that_cannot_be_written_is_one_line(fedsim, tmp_path):
     assert str(tmp_path / "file") in error
 
 
-def test_a_run_directory_in_use_is_not_overwritten(fedsim):
-    first = fedsim(DEBUG, "server.num_rounds=1")
+@pytest.mark.parametrize("every", [0, 1])
+def test_a_run_directory_in_use_is_not_overwritten(fedsim, every):
+    first = fedsim(DEBUG, "server.num_rounds=1", f"checkpoint.every={every}")
     before = (first.directory / "metrics.jsonl").read_bytes()
-    again = fedsim(DEBUG, "server.num_rounds=1")
+    again = fedsim(DEBUG, "server.num_rounds=1", f"checkpoint.every={every}")
     assert again.code == 1
     assert "already holds a run" in again.err
     assert (first.directory / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_directory_to_continue_that_is_not_there_is_not_made(fedsim, tmp_path):
+    done = fedsim(DEBUG, "checkpoint.resume=typo")
+    assert done.code == 1
+    assert "checkpoint.resume=typo: no checkpoint.safetensors there" in done.err
+    assert not (tmp_path / "typo").exists()
+
+
+def test_quiet_says_only_what_is_wrong(fedsim):
+    done = fedsim(DEBUG, "server.num_rounds=1", "tracking.quiet=true", "tracking.progress=true")
+    assert done.code == 0
+    assert len(done.err.splitlines()) == 1  # the stand-in's warning
+    assert "round 1 of 1" in (done.directory / "run.log").read_text()
 
 
 def test_a_user_who_asks_for_the_trace_gets_it(tmp_path):

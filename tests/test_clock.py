@@ -8,7 +8,7 @@ from fedsim.clock import Clock, clients_asked
 from fedsim.config import LocalConfig, ServerConfig
 from fedsim.devices import Devices, drawn
 from fedsim.models import logistic
-from fedsim.sampling import uniform
+from fedsim.sampling import Population, uniform
 from fedsim.train.serial import SerialTrainer
 
 
@@ -119,7 +119,8 @@ def simulate(dataset, **settings):
 
 def slowest_of_each_round(num_rounds: int) -> list[int]:
     """Samples of the largest client of each cohort."""
-    sizes, sample = np.array([20, 5, 9, 30]), uniform(4, 3)
+    sizes = np.array([20, 5, 9, 30])
+    sample = uniform(Population(sizes=sizes, losses=lambda clients: clients * 0.0), 3)
     return [int(sizes[sample(0, r)].max()) for r in range(1, num_rounds + 1)]
 
 
@@ -146,7 +147,7 @@ def test_only_clients_in_time_change_the_model(make_dataset):
     def halves(num_clients, client_ids, seed):
         return fixed([5.0, 1.0, 5.0, 1.0, 5.0, 1.0])
 
-    def fast(num_clients, clients_per_round):
+    def fast(population, clients_per_round):
         return lambda seed, round: np.array([1, 3, 5])
 
     timed = simulate(dataset, devices=halves, server={"over_selection": 2.0})

@@ -106,7 +106,18 @@ def test_any_leaf_set_of_numbers_trains(fedsim, tmp_path):
 
 GROUPS = sorted(
     (path.parent.name, path.stem)
-    for group in ("algorithm", "model", "partition", "trainer", "sampler", "local", "devices")
+    for group in (
+        "aggregator",
+        "algorithm",
+        "attack",
+        "devices",
+        "local",
+        "model",
+        "partition",
+        "sampler",
+        "trainer",
+        "transforms",
+    )
     for path in (CONF / group).glob("*.yaml")
 )
 
@@ -146,6 +157,14 @@ def test_every_option_of_every_group_runs(fedsim, tmp_path, mnist_root, leaf_roo
     if (group, option) == ("devices", "trace"):
         (tmp_path / "trace.csv").write_text("samples_per_second,download,upload\n10,1e6,1e5\n20,1e6,1e5\n")
         arguments.append(f"devices.path={tmp_path / 'trace.csv'}")
+    if group == "aggregator":
+        arguments.append("server.clients_per_round=6")
+        if option == "bulyan":
+            arguments.append("aggregator.num_attackers=0")
+    if option == "fixed":
+        arguments.append("sampler.cohorts=[[0,3]]")
+    if f"{group}={option}" == "transforms=gaussian":
+        arguments[-1] = "transforms=[clip,gaussian]"
     done = fedsim(*arguments)
     if option == "fcube":  # composed and built, but letters are no points of a cube
         assert "partition=fcube needs three numbers a sample, but one sample has shape (1, 28, 28)" in done.err

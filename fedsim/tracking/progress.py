@@ -1,13 +1,20 @@
 """What a person sees while a run goes on: a bar in a terminal, and lines elsewhere."""
 
 import logging
+import os
 import sys
+import time
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 log = logging.getLogger("fedsim")
+
+_SILENCE_SECONDS = 30.0  # without an evaluation to tell of, a line this often shows that the run is alive
+_FALLBACK_COLUMNS = 80
 
 
 class Progress:
@@ -20,10 +27,12 @@ class Progress:
     """
 
     def __init__(self, num_rounds: int, *, done: int = 0, enabled: bool | None = None) -> None:
-        self.num_rounds = num_rounds
+        self.num_rounds, self.done = num_rounds, done
         self.enabled = sys.stderr.isatty() if enabled is None else enabled
-        self.bar = tqdm(total=num_rounds, initial=done, unit="round", disable=not self.enabled, dynamic_ncols=True)
+        self.bar = tqdm(total=num_rounds, initial=done, unit="round", disable=not self.enabled, **_width())
         self.shown: dict[str, str] = {}
+        self.begin = self.told = time.monotonic()
+        self.stack = ExitStack()
 
     def log(self, metrics: dict[str, Any]) -> None:
         """A round has ended."""
@@ -34,15 +43,48 @@ class Progress:
         self.shown["memory"] = f"{metrics['peak_memory_bytes'] / 2**30:.2f} GiB"
         self.bar.set_postfix(self.shown, refresh=False)
         self.bar.update()
-        if not self.enabled and "test_accuracy" in metrics:
-            log.info(
-                f"round {metrics['round']} of {self.num_rounds}: train loss {metrics['train_loss']:.3f}, "
-                f"test loss {metrics['test_loss']:.3f}, test accuracy {metrics['test_accuracy']:.1%}, "
-                f"{metrics['seconds']:.2f} s a round"
-            )
+        now = time.monotonic()
+        if not self.enabled and ("test_accuracy" in metrics or now - self.told > _SILENCE_SECONDS):
+            self.told = now
+            log.info(self._sentence(metrics, now - self.begin))
+
+    def _sentence(self, metrics: dict[str, Any], elapsed: float) -> str:
+        round = metrics["round"]
+        clients = f"{metrics['clients']:,} client{'s' if metrics['clients'] != 1 else ''}"
+        text = f"round {round} of {self.num_rounds}: {clients} trained on {metrics['samples']:,} samples in "
+        text += f"{_duration(metrics['seconds'])} to a loss of {metrics['train_loss']:.3f}"
+        if "test_accuracy" in metrics:
+            text += f"; test accuracy {metrics['test_accuracy']:.1%}, loss {metrics['test_loss']:.3f}"
+        left = elapsed / (round - self.done) * (self.num_rounds - round)
+        return f"{text}; about {_duration(left)} left" if left >= 1 else text
 
     def __enter__(self) -> "Progress":
+        if self.enabled:  # a line that is logged goes above the bar, not through it
+            self.stack.enter_context(logging_redirect_tqdm())
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.bar.close()
+        self.stack.close()
+
+
+def _width() -> dict[str, Any]:
+    """How wide the bar is: as the terminal, also when it changes, or 80 where that cannot be known.
+
+    Some terminals (containers, serial lines) say that they have 0 columns, for which tqdm draws nothing.
+    """
+    try:
+        known = os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (OSError, ValueError):  # not a terminal, or not a file
+        known = False
+    return {"dynamic_ncols": True} if known else {"ncols": _FALLBACK_COLUMNS}
+
+
+def _duration(seconds: float) -> str:
+    """As a person says it: 0.04 s, 12 s, 3 min, 2 h 5 min."""
+    if seconds < 10:
+        return f"{seconds:.2f} s"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -76,6 +76,11 @@ class RunDirectory:
     def write_model(self, state: dict[str, Tensor]) -> None:
         write_atomically(self.path / "model.safetensors", lambda file: save_file(state, file))
 
+    def outcome(self) -> list[Path]:
+        """The files that are worth keeping elsewhere."""
+        names = ("config.yaml", "metrics.jsonl", "metrics.csv", "clients.csv", "summary.json", "model.safetensors")
+        return [self.path / name for name in names if (self.path / name).exists()]
+
     def write_summary(self, summary: dict[str, Any]) -> None:
         write_text(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
 

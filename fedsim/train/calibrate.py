@@ -100,6 +100,7 @@ class Auto:
         broadcast: Tensor,
         scale: float,
         num_rounds: int,
+        whole: bool = False,
     ) -> Choice:
         """Measure, or remember, and choose.
 
@@ -108,12 +109,13 @@ class Auto:
             cohort: (m,) the clients of a typical round.
             broadcast, scale: of its job.
             num_rounds: rounds that the choice is made for.
+            whole: every update will be needed as a whole vector, so nothing is factored.
 
         Raises:
             ValueError: not even one client at a time fits the budget.
         """
         budget = budget_bytes(self.memory_budget, broadcast.device)
-        key = self._key(dataset, model, algorithm, local, len(cohort), num_rounds, budget)
+        key = self._key(dataset, model, algorithm, local, len(cohort), num_rounds, budget, whole)
         path = cache_root() / "trainer" / f"{key}.json"
         if self.cache and path.is_file():
             try:
@@ -121,7 +123,7 @@ class Auto:
                 return Choice(**{**found, "reason": f"measured before, see {path}"})
             except (ValueError, TypeError, OSError):
                 log.warning(f"{path} cannot be read; measuring again")
-        trial = _Trial(dataset, model, algorithm, local, cohort, broadcast, scale)
+        trial = _Trial(dataset, model, algorithm, local, cohort, broadcast, scale, whole)
         choice = self._measure(trial, budget, num_rounds)
         if self.cache and trial.seconds > _REMEMBERED:
             try:
@@ -140,13 +142,14 @@ class Auto:
         clients: int,
         num_rounds: int,
         budget: int,
+        whole: bool,
     ) -> str:
         device = model.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         sizes = dataset.train.sizes
         facts = [
             (__version__, torch.__version__, name, os.cpu_count(), torch.get_num_threads()),
-            (repr(model.module), dataset.input_shape, algorithm.name, repr(local), clients, num_rounds),
+            (repr(model.module), dataset.input_shape, algorithm.name, repr(local), clients, num_rounds, whole),
             (int(sizes.max()), round(float(sizes.mean()), 1), budget.bit_length(), self.max_slots, self.max_seconds),
         ]
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
@@ -237,8 +240,9 @@ class _Trial:
         cohort: np.ndarray,
         broadcast: Tensor,
         scale: float,
+        whole: bool = False,
     ) -> None:
-        self.dataset, self.model, self.algorithm = dataset, model, algorithm
+        self.dataset, self.model, self.algorithm, self.whole = dataset, model, algorithm, whole
         self.local = replace(local, learning_rate=min(local.learning_rate, 1e-6))  # a trial must not diverge
         cohort = cohort[dataset.train.sizes[cohort] > 0]
         sizes = dataset.train.sizes[cohort]
@@ -255,7 +259,8 @@ class _Trial:
         batched = num_slots > 0
         if batched not in self.trainers:
             factory = Choice(num_slots=num_slots, num_threads=1, reason="").trainer()
-            trainer = factory(self.dataset, self.model, self.algorithm, self.local, seed=0)
+            extra = {"factor": False} if batched and self.whole else {}
+            trainer = factory(self.dataset, self.model, self.algorithm, self.local, seed=0, **extra)
             self.trainers[batched] = trainer
         if batched:
             self.trainers[batched].num_slots = num_slots

@@ -72,7 +72,7 @@ def budget_bytes(budget: float | int | None, device: torch.device) -> int:
 
 def short_plan(split: Split, cohort: np.ndarray, local: LocalConfig, trainer: Trainer, *, steps: int) -> Plan:
     """The first `steps` steps of these clients."""
-    local = dataclasses.replace(local, num_steps=steps)
+    local = dataclasses.replace(local, num_steps=steps, straggler_share=0.0)
     return make_plan(split, cohort, local, seed=0, round=1, num_slots=min(trainer.num_slots, len(cohort)))
 
 

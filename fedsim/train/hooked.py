@@ -18,6 +18,7 @@ from fedsim.config import LocalConfig
 from fedsim.train.optimizer import RowOptimizer
 from fedsim.train.plan import Plan
 from fedsim.train.rows import RowGradient
+from fedsim.uplink import Receiver
 from fedsim.vector import FlatModel
 
 
@@ -234,11 +235,11 @@ class HookedSlots:
             self.record.finish(view, self.rows - self.broadcast)
         return self.rows[0]
 
-    def fold(self, slots: list[int], weights: list[float], average: OnlineAverage) -> Tensor:
+    def fold(self, slots: list[int], weights: list[float], average: OnlineAverage | Receiver) -> Tensor:
         """Stream the updates of these slots into the average; returns their (len(slots),) squared norms."""
         record, memory = self.record, self.memory
         plain = record.finish is None and memory.vectors is None and not self.sums
-        if plain and len(self.rows) == 1:
+        if plain and len(self.rows) == 1 and isinstance(average, OnlineAverage):
             return average.add(self.rows[0], self.broadcast, weights[0]).view(1)
         index = torch.tensor(slots, device=self.rows.device)
         clients = self.plan.clients[self.sitting[slots]]
@@ -253,8 +254,11 @@ class HookedSlots:
             update[:, memory.personal] = 0.0
         if memory.vectors is not None:
             memory.vectors.write(clients, torch.cat([view.vectors[name] for name in memory.sizes], dim=1))
+        sent = (update, *(found[name] for name in self.sums))
+        if not isinstance(average, OnlineAverage):
+            return average.add(clients.tolist(), torch.cat(sent, dim=1), weights)
         start, squares = 0, update.new_zeros(len(slots))
-        for vector in (update, *(found[name] for name in self.sums)):
+        for vector in sent:
             average.add_rows(vector, weights, start)
             start += vector.shape[1]
             squares += torch.linalg.vector_norm(vector, dim=1).square()

@@ -49,7 +49,7 @@ def own_models(
     record = algorithm.own or Algorithm(name=algorithm.name)
     data = ResidentSplit(dataset, dataset.train, model.device)
     num_steps = algorithm.own_steps
-    local = replace(local.at(round + 1), num_steps=num_steps or None)
+    local = replace(local.at(round + 1), num_steps=num_steps or None, straggler_share=0.0)
     sizes, stochastic = dataset.train.sizes, is_stochastic(model.module)
     for client in clients:
         # the first minibatches of the next round; a client without samples borrows the plan of one that has some

@@ -21,6 +21,7 @@ from fedsim.train.outcome import summarise
 from fedsim.train.plan import Plan
 from fedsim.train.rows import SerialGradient
 from fedsim.train.step import SerialStep, is_stochastic
+from fedsim.uplink import Uplink
 from fedsim.vector import FlatModel
 
 # Bytes of samples gathered at once: on a CPU few enough to stay in its cache until they are used.
@@ -36,6 +37,7 @@ class SerialTrainer:
         algorithm: what its clients do.
         local: the optimizer's settings.
         seed: the run's seed, for dropout.
+        uplink: where updates go; None: into their mean.
     """
 
     num_slots = 1
@@ -49,8 +51,9 @@ class SerialTrainer:
         local: LocalConfig,
         *,
         seed: int = 0,
+        uplink: Uplink | None = None,
     ) -> None:
-        self.dataset, self.model, self.seed = dataset, model, seed
+        self.dataset, self.model, self.seed, self.uplink = dataset, model, seed, uplink
         self.data = ResidentSplit(dataset, dataset.train, model.device)
         self.algorithm, self.local, self.memory = algorithm, local, ClientMemory(algorithm, model)
         self.plain = SerialStep(model, local)
@@ -81,7 +84,10 @@ class SerialTrainer:
         assert record is not None, "this algorithm has no prelude"
         local = self.local.at(plan.round)
         layout = self.model.layout
-        average = OnlineAverage(update_size(record, layout), scale=scale, device=broadcast.device)
+        if self.uplink is None:
+            average = OnlineAverage(update_size(record, layout), scale=scale, device=broadcast.device)
+        else:
+            average = self.uplink.open(plan.round, plan.clients, scale)
         weights = client_weights(self.algorithm, layout, plan.clients, plan.weights, broadcast).tolist()
         slots, start = None, broadcast[: layout.size]
         if record.hooked or local.optimizer != "sgd":
@@ -128,8 +134,10 @@ class SerialTrainer:
                         else:
                             losses.append(slots.advance(1, x[None], y[None], torch.tensor([count]))[0] / count)
                 loss_sums[i] = torch.stack(losses) @ counts_on_device[first:end]
-                if slots is None:
+                if slots is not None:
+                    squared_norms[i] = slots.fold([0], [weights[i]], average)[0]
+                elif isinstance(average, OnlineAverage):
                     squared_norms[i] = average.add(self.model.vector, start, weights[i])
                 else:
-                    squared_norms[i] = slots.fold([0], [weights[i]], average)[0]
+                    squared_norms[i] = average.add([client], (self.model.vector - start)[None], [weights[i]])[0]
         return average.result(summarise(plan, self.dataset.client_ids, loss_sums, squared_norms))

@@ -173,6 +173,11 @@ class SlotState:
             squares = squares + ((d @ d.mT) * (x @ x.mT)).sum((1, 2))
         return squares.clamp(min=0.0).sqrt()
 
+    def updates(self, slots: list[int]) -> Tensor:
+        """(len(slots), P + Q): the updates of these slots, whole; no layer may be factored."""
+        assert not self.bases
+        return self.rows[torch.tensor(slots, device=self.rows.device)] - self.start
+
     def fold(self, slots: list[int], weights: list[float], average: OnlineAverage) -> Tensor:
         """Stream the updates of these slots into the average; (len(slots),) squared norms of their whole columns."""
         index = torch.tensor(slots, device=self.rows.device)

@@ -23,6 +23,7 @@ from fedsim.train.plan import Plan
 from fedsim.train.rows import BatchedGradient
 from fedsim.train.slots import SlotState
 from fedsim.train.step import is_stochastic
+from fedsim.uplink import Receiver, Uplink
 from fedsim.vector import FlatModel
 
 # Bytes of samples gathered at once: on a CPU few enough to stay in its cache until they are used.
@@ -43,6 +44,7 @@ class VectorizedTrainer:
         num_slots: K.
         factor: keep large linear layers as factors (`FactoredLinear`) where that takes less memory than a weight
             for each slot; False never does.
+        uplink: where updates go, whole, so that nothing is factored; None: into their mean.
     """
 
     def __init__(
@@ -55,16 +57,17 @@ class VectorizedTrainer:
         seed: int = 0,
         num_slots: int = 32,
         factor: bool = True,
+        uplink: Uplink | None = None,
     ) -> None:
         if num_slots < 1:
             raise ValueError(f"trainer.num_slots must be at least 1, got {num_slots}")
-        self.dataset, self.model, self.seed = dataset, model, seed
+        self.dataset, self.model, self.seed, self.uplink = dataset, model, seed, uplink
         self.algorithm, self.local, self.num_slots = algorithm, local, num_slots
         self.data = ResidentSplit(dataset, dataset.train, model.device)
         self.stochastic = is_stochastic(model.module)
         sample = dataset.preprocess(dataset.train.inputs[:1]).to(model.device)
         self.memory = ClientMemory(algorithm, model)
-        whole_vectors = algorithm.hooked or local.optimizer != "sgd"
+        whole_vectors = algorithm.hooked or local.optimizer != "sgd" or uplink is not None
         self.factorable = factorable(model.module, sample, _MIN_FACTORED) if factor and not whole_vectors else {}
         self.expected_history = 0
         self.functions: dict[frozenset[str], SlotGradient] = {}
@@ -105,11 +108,14 @@ class VectorizedTrainer:
             ValueError: a client's loss or update is not finite, or the model cannot be batched.
         """
         size = update_size(self._record(plan), self.model.layout)
-        average = OnlineAverage(size, scale=scale, device=broadcast.device)
+        if self.uplink is None:
+            average = OnlineAverage(size, scale=scale, device=broadcast.device)
+        else:
+            average = self.uplink.open(plan.round, plan.clients, scale)
         with self.memory.settled():
             return average.result(self.run(plan, broadcast, average))
 
-    def run(self, plan: Plan, broadcast: Tensor, average: OnlineAverage) -> dict[str, float]:
+    def run(self, plan: Plan, broadcast: Tensor, average: OnlineAverage | Receiver) -> dict[str, float]:
         """Train every client of the plan and add the updates to `average`; returns the metrics."""
         cuda = [broadcast.device] if broadcast.is_cuda else []
         with torch.random.fork_rng(cuda, enabled=self.stochastic):
@@ -117,7 +123,7 @@ class VectorizedTrainer:
                 torch.manual_seed(torch_stream(self.seed, "dropout", plan.round).initial_seed())
             return self._run(plan, broadcast, average)
 
-    def _run(self, plan: Plan, broadcast: Tensor, average: OnlineAverage) -> dict[str, float]:
+    def _run(self, plan: Plan, broadcast: Tensor, average: OnlineAverage | Receiver) -> dict[str, float]:
         num_steps, num_slots, batch = plan.rows.shape
         longest = int(plan.steps.max())
         state = self._slots(plan, self._factored(longest * batch), broadcast)
@@ -135,7 +141,12 @@ class VectorizedTrainer:
 
         def fold() -> None:
             clients = [sitting[slot] for slot in finished]
-            squared_norms[torch.tensor(clients)] = state.fold(finished, weights[clients].tolist(), average)
+            shares = weights[clients].tolist()
+            if isinstance(state, HookedSlots) or isinstance(average, OnlineAverage):
+                squares = state.fold(finished, shares, average)  # pyright: ignore[reportArgumentType]
+            else:
+                squares = average.add(plan.clients[clients].tolist(), state.updates(finished), shares)
+            squared_norms[torch.tensor(clients)] = squares
             finished.clear()
 
         block = max(1, self.data.samples_at_once(_GATHER[broadcast.device.type]) // (num_slots * batch))

@@ -16,6 +16,7 @@ from fedsim.data.federated import FederatedDataset
 from fedsim.models import logistic
 from fedsim.simulation import ModelFactory, Simulation
 from fedsim.train.plan import make_plan
+from fedsim.train.serial import SerialTrainer
 
 SIZES = [12, 20, 7, 4, 16, 9]
 Batch = tuple[Tensor, Tensor]
@@ -78,6 +79,7 @@ def make_problem(make_dataset) -> Callable[..., tuple[Simulation, Problem]]:
             local=local,
             algorithm=algorithm,
             server=ServerConfig(num_rounds=3, clients_per_round=clients),
+            trainer=SerialTrainer,
             device="cpu",
         )
         cohorts = [simulation.server.sampler(0, round).tolist() for round in (1, 2, 3)]

@@ -11,6 +11,7 @@ from fedsim.algorithms.base import equal_weights
 from fedsim.config import LocalConfig, ServerConfig
 from fedsim.models import logistic
 from fedsim.simulation import Simulation
+from fedsim.train.serial import SerialTrainer
 
 SIZES = [12, 20, 8, 4, 16]
 LOCAL = LocalConfig(batch_size=4, num_epochs=2, learning_rate=0.1, momentum=0.5)
@@ -78,6 +79,7 @@ def test_degenerate_setting_is_the_parent(make_dataset, case):
             algorithm=algorithm,
             local=LocalConfig(batch_size=None, learning_rate=0.1) if whole else local,
             server=ServerConfig(num_rounds=3, clients_per_round=4),
+            trainer=SerialTrainer,
             device="cpu",
         )
         start = simulation.server.vector.clone()
@@ -129,6 +131,7 @@ def test_what_does_not_fit_is_refused(make_dataset, algorithm, local, message):
             algorithm=algorithm(),
             local=local,
             server=ServerConfig(clients_per_round=2),
+            trainer=SerialTrainer,
             device="cpu",
         )
         simulation.server.run_round()

@@ -31,7 +31,6 @@ VARIANTS = {
     "fednova proximal": ("fednova", {"proximal_weight": 0.1}),
     "ifca of three": ("ifca", {"num_clusters": 3}),
 }
-CASES = [*NAMES, *VARIANTS]
 SIZES = [7, 12, 10, 1, 16, 8, 18]
 LOCAL = LocalConfig(batch_size=5, num_epochs=2, learning_rate=0.05, momentum=0.5, weight_decay=1e-3)
 # One trace serves them all, for the model and the sizes of minibatches are the same: it is most of a small run's time.
@@ -55,6 +54,10 @@ class Small(nn.Module):
 def algorithm(case):
     name, options = VARIANTS.get(case, (case, {}))
     return instantiate(OmegaConf.load(conf_dir() / "algorithm" / f"{name}.yaml"), **options)
+
+
+# Those without rounds have another server, and tests of their own.
+CASES = [case for case in (*NAMES, *VARIANTS) if algorithm(case).asynchronous is None]
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Clients' own models against their papers' loops, and the optimum that FedAvg misses."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -178,6 +180,12 @@ def test_layers_stay_or_are_averaged(make_problem, name):
     torch.testing.assert_close(simulation.server.vector, w, atol=1e-10, rtol=1e-8)
     for client, model in own(simulation).items():
         torch.testing.assert_close(model, torch.where(stays, kept.get(client, w), w), atol=1e-10, rtol=1e-8)
+
+
+def test_a_step_for_evaluation_is_taken_by_stragglers_too(make_problem):
+    """The share of stragglers is of training; a single step for evaluation has nothing to leave out."""
+    simulation, p = make_problem(algorithms.perfedavg(0.05), dataclasses.replace(LOCAL, straggler_share=0.5))
+    assert len(own(simulation)) == len(p.sizes)
 
 
 def test_clients_csv_reports_the_own_model(make_problem):

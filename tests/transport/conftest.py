@@ -13,10 +13,11 @@ import torch
 from fedsim import LocalConfig, ServerConfig, Simulation, __version__
 from fedsim.algorithms import fedavg
 from fedsim.models import logistic
-from fedsim.simulation import build_trainer
+from fedsim.simulation import build_model
 from fedsim.train.serial import SerialTrainer
 from fedsim.transport.base import Transport
 from fedsim.transport.identity import Identity, layout_hash
+from fedsim.transport.inprocess import InProcess
 from fedsim.transport.join import listen
 from fedsim.transport.scheduler import Scheduler
 from fedsim.transport.star import Star
@@ -90,9 +91,9 @@ class Net:
 
         def build(identity: Identity, upstream: list[str]) -> Built:
             dataset = self.make_dataset(sizes)
-            model, own = build_trainer(
-                dataset, logistic, algorithm=fedavg(), local=LOCAL, trainer=SerialTrainer, seed=0, device="cpu"
-            )
+            model = build_model(dataset, logistic, seed=0, device="cpu")
+            trainer = SerialTrainer(dataset, model, fedavg(), LOCAL, seed=0)
+            own = InProcess(trainer, dataset.train, LOCAL, seed=0)
             ours = self.identity(dataset, model)
             ready = {"config_hash": ours.config_hash, "dataset": ours.dataset, "layout": ours.layout}
             return Built(transport=wrap(own), device=torch.device("cpu"), ready=lambda: ready)

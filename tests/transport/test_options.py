@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from fedsim import Simulation
-from fedsim.algorithms import Algorithm, fedasync
-from fedsim.algorithms.base import Kept
-from fedsim.assemble import check_distributable
+from fedsim.algorithms import fedasync, scaffold
+from fedsim.attacks import sign_flip
 from fedsim.config import ServerConfig
 from fedsim.models import logistic
+from fedsim.robust import median
 from fedsim.train.calibrate import Choice
 from fedsim.train.vectorized import VectorizedTrainer
+from fedsim.transforms import clip
 from fedsim.transport.join import read_secret
 
 MISTAKES = {
@@ -61,15 +62,28 @@ def test_a_secret_comes_from_a_file_or_the_environment_and_is_not_short(tmp_path
     assert read_secret(str(tmp_path / "secret")) == b"sixteen letters!"
 
 
-def test_clients_that_keep_vectors_are_refused():
-    check_distributable(Algorithm(name="fedavg"))
-    with pytest.raises(ValueError, match=r"the clients of scaffold keep vectors .*: use transport=inprocess"):
-        check_distributable(Algorithm(name="scaffold", keeps={"control": Kept()}))
+REFUSED = {
+    "scaffold": ({"algorithm": scaffold()}, "the clients of scaffold keep vectors .*: use transport=inprocess"),
+    "fedasync": ({"algorithm": fedasync()}, "fedasync steps whenever updates arrive .*: use transport=inprocess"),
+    "median": ({"aggregator": median()}, "aggregators other than the mean need every update, .*transport=inprocess"),
+    "clip": ({"transforms": [clip(max_norm=1.0)]}, "transforms, attacks and aggregators other than the mean need"),
+    "attack": ({"attack": sign_flip(fraction=0.5)}, "transforms, attacks and aggregators other than the mean need"),
+}
 
 
-def test_asynchronous_algorithms_are_refused():
-    with pytest.raises(ValueError, match=r"fedasync steps whenever updates arrive .*: use transport=inprocess"):
-        check_distributable(fedasync())
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_travel_is_refused_before_anything_is_opened(make_dataset, name):
+    settings, message = REFUSED[name]
+
+    def opened(simulation):
+        raise AssertionError("a transport was opened")
+
+    with pytest.raises(ValueError, match=message):
+        Simulation(make_dataset([3, 9, 5]), logistic, transport=opened, device="cpu", **settings)
+    if name != "fedasync":
+        grouped = ServerConfig(group_rounds=2)
+        with pytest.raises(ValueError, match="group_rounds"):
+            Simulation(make_dataset([3, 9, 5]), logistic, server=grouped, device="cpu", **settings)
 
 
 def test_groups_in_one_process_run_from_the_command_line(fedsim):

@@ -1,0 +1,90 @@
+"""What a mistake on the command line means, in one line: which option, what is wrong, and what was meant."""
+
+import difflib
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+
+# Hydra's plugins, which are found only where they are installed.
+_PLUGINS = {("hydra/launcher", "joblib"), ("hydra/sweeper", "optuna")}
+# Groups that are not chosen unless asked for.
+_EXTRA_GROUPS = ("experiment", "sweep")
+
+
+def unknown(key: str, known: Iterable[str]) -> str:
+    """The line for an option that does not exist, with the names that are near."""
+    if key in _EXTRA_GROUPS:
+        return f"{key} is chosen with a plus sign: +{key}=NAME"
+    near = difflib.get_close_matches(key, [*known, *_EXTRA_GROUPS], n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(f'+{n}=NAME' if n in _EXTRA_GROUPS else n for n in near)}?" if near else ""
+    return f"unknown option {key!r}; {hint or 'see python -m fedsim --cfg job'}"
+
+
+def explain(error: BaseException, conf: Path) -> str:
+    """One line for an error of the configuration or of its use.
+
+    Args:
+        error: what was raised.
+        conf: the folder of the configuration, from which names are guessed.
+    """
+    text = str(error)
+    if match := re.search(r"Could not override '([^']*)'", text):
+        return unknown(match[1], known_keys(conf))
+    if match := re.search(
+        r"Could not find '([^']*)/([^']*)'\s+Available options in '[^']*':((?:\s+\S+)*?)\s+Config", text
+    ):
+        return _unknown_choice(match[1], match[2], match[3].split())
+    if match := re.search(r"Could not load '([^']*)/([^']*)'", text):
+        return _unknown_choice(match[1], match[2], sorted(file.stem for file in (conf / match[1]).glob("*.yaml")))
+    if match := re.search(r"ValueError raised while resolving interpolation: (.*)", text):
+        return match[1]
+    cause = error.__cause__
+    if isinstance(error, HydraException) and cause is not None:
+        inner = str(cause).splitlines()[0]
+        if match := re.search(r"ValueError raised while resolving interpolation: (.*)", inner):
+            return match[1]
+        key = re.search(r"full_key: (\S+)", text + str(cause))
+        if key and key[1] not in inner:
+            return f"{key[1]}: {inner}"
+        return inner
+    key = re.search(r"full_key: (\S+)", text)
+    first = text.splitlines()[0] if text else type(error).__name__
+    return f"{key[1]}: {first}" if key else " ".join(text.split())
+
+
+def _unknown_choice(group: str, choice: str, options: list[str]) -> str:
+    if (group, choice) in _PLUGINS:
+        return f"{group}={choice} needs Hydra's plugin: pip install 'fedsim[sweep]'"
+    near = difflib.get_close_matches(choice, options, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return f"{group}={choice} does not exist; {hint}there is {', '.join(options)}"
+
+
+def known_keys(conf: Path) -> list[str]:
+    """Every option of the configuration with the groups and experiment that the command line chose."""
+    with hydra.initialize_config_dir(str(conf), version_base="1.3"):
+        groups = [a for a in sys.argv[1:] if re.fullmatch(r"\+?[a-z_/]+=([A-Za-z0-9_]+|\[[a-z_,]+\])", a)]
+        for overrides in (groups, []):
+            try:
+                cfg = hydra.compose("config", overrides)
+                break
+            except HydraException:
+                continue
+        else:
+            return []
+
+    def walk(node: DictConfig, prefix: str) -> list[str]:
+        found = []
+        for key in node:
+            found.append(f"{prefix}{key}")
+            child = node._get_node(key)
+            if isinstance(child, DictConfig):
+                found += walk(child, f"{prefix}{key}.")
+        return found
+
+    return walk(cfg, "")

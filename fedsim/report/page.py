@@ -1,0 +1,183 @@
+"""The page: figures as JSON inside one HTML file, drawn by the script that the file carries. Nothing is fetched.
+
+The table of runs is plain HTML, so that it can be read, searched and copied where no script runs.
+"""
+
+import html
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pandas as pd
+
+from fedsim.report.runs import RecordedRun, differences
+from fedsim.report.tables import AXES, axis, column, default_target, frame
+
+_HERE = Path(__file__).resolve().parent
+_MOST_POINTS = 300  # of a curve: more than a screen shows
+_FILES = ("summary.json", "config.yaml", "metrics.csv", "clients.csv", "run.log")
+_NOT_DRAWN = ("round", "evaluate_seconds")
+_QUANTILES = np.linspace(0, 1, 51)
+
+# Column of `frame` -> heading and kind, which decides how a number is written (here and in page.js).
+COLUMNS = {
+    "best_accuracy": ("best accuracy", "share"),
+    "best_round": ("in round", "count"),
+    "final_accuracy": ("final accuracy", "share"),
+    "round_to_target": ("rounds to target", "count"),
+    "virtual_seconds_to_target": ("virtual time to target", "seconds"),
+    "bytes_to_target": ("bytes to target", "bytes"),
+    "seconds_to_target": ("training time to target", "seconds"),
+    "client_accuracy_p10": ("clients' 10th percentile", "share"),
+    "client_accuracy_p50": ("clients' median", "share"),
+    "seconds_a_round": ("time a round", "seconds"),
+    "peak_memory_bytes": ("peak memory", "bytes"),
+    "rounds": ("rounds", "count"),
+}
+
+
+def page(
+    recorded: Sequence[RecordedRun], folder: Path, *, by: Sequence[str] | None = None, target: float | None = None
+) -> str:
+    """The report as HTML.
+
+    Args:
+        recorded: what `runs` gave; at least one.
+        folder: where the page will lie; its links to the runs' files are relative to it.
+        by: the settings by which runs are grouped at first; None: all in which they differ but the seed.
+        target: as for `frame`.
+    """
+    target = default_target(recorded) if target is None else target
+    table, keys = frame(recorded, target=target), differences(recorded)
+    columns = {name: about for name, about in COLUMNS.items() if name in table}
+    data = {
+        "keys": keys,
+        "by": [key for key in keys if key != "seed"] if by is None else list(by),
+        "target": target,
+        "columns": columns,
+        "metrics": _metrics(recorded),
+        "axes": [name for name in AXES if any(axis(run.metrics, name) is not None for run in recorded)],
+        "runs": [_run(run, row, keys, columns) for run, (_, row) in zip(recorded, table.iterrows(), strict=True)],
+    }
+    parts = {
+        "title": html.escape(_title(recorded)),
+        "facts": _facts(recorded),
+        "style": (_HERE / "page.css").read_text(encoding="utf-8"),
+        "runs": _runs_table(recorded, table, keys, columns, folder),
+        "common": _common(recorded, keys),
+        "data": json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
+        "script": (_HERE / "page.js").read_text(encoding="utf-8"),
+    }
+    text = (_HERE / "page.html").read_text(encoding="utf-8")
+    for name, part in parts.items():
+        text = text.replace(f"<!--{name}-->", part)
+    return text
+
+
+def _title(recorded: Sequence[RecordedRun]) -> str:
+    names = sorted({str(run.summary.get("name") or run.config.get("name") or "runs") for run in recorded})
+    return ", ".join(names[:3]) + (" and others" if len(names) > 3 else "")
+
+
+def _facts(recorded: Sequence[RecordedRun]) -> str:
+    """What is known of all runs, as list items; warnings of the data among them."""
+    unfinished = sum(not run.finished for run in recorded)
+    facts = [f"{len(recorded)} run{'s' if len(recorded) > 1 else ''}"]
+    if unfinished:
+        facts.append(f"{unfinished} of them unfinished")
+    for key, text in (("num_clients", "{:,} clients"), ("num_parameters", "{:,} parameters")):
+        values = sorted({run.summary[key] for run in recorded if key in run.summary})
+        if values:
+            facts.append(" or ".join(text.format(value) for value in values[:3]))
+    for key in ("data", "trainer", "device"):
+        facts += sorted({str(run.summary[key]) for run in recorded if key in run.summary})[:3]
+    notes = dict.fromkeys(note for run in recorded for note in run.summary.get("notes", []))
+    items = [f"<li>{html.escape(fact)}</li>" for fact in facts]
+    return "".join(items + [f'<li class="note">{html.escape(note)}</li>' for note in notes])
+
+
+def _metrics(recorded: Sequence[RecordedRun]) -> list[str]:
+    """The columns that can be drawn, the ones that matter most first."""
+    known = ("test_accuracy", "test_loss", "train_loss")
+    columns = dict.fromkeys(c for run in recorded for c in run.metrics.select_dtypes("number").columns)
+    return [c for c in known if c in columns] + [c for c in columns if c not in known and c not in _NOT_DRAWN]
+
+
+def _run(run: RecordedRun, row: pd.Series, keys: Sequence[str], columns: dict[str, Any]) -> dict[str, Any]:
+    axes = {name: spent for name in AXES if (spent := axis(run.metrics, name)) is not None}
+    curves = {}
+    for name in _metrics([run]):
+        values = column(run.metrics, name)
+        present = np.flatnonzero(~np.isnan(values))
+        if len(present) > _MOST_POINTS:
+            present = present[np.unique(np.linspace(0, len(present) - 1, _MOST_POINTS).astype(int))]
+        curves[name] = {
+            "y": _numbers(values[present]),
+            "x": {each: _numbers(spent[present]) for each, spent in axes.items()},
+        }
+    clients = None if run.clients is None else np.quantile(np.asarray(run.clients["accuracy"]), _QUANTILES)
+    return {
+        "name": run.name,
+        "settings": [None if (value := run.config.get(key)) is None else str(value) for key in keys],
+        "values": {name: _number(row[name]) for name in columns},
+        "curves": curves,
+        "clients": None if clients is None else _numbers(clients),
+    }
+
+
+def _number(value: Any) -> float | None:
+    """Six digits are more than a drawing shows, and keep a page over hundreds of runs small."""
+    return float(f"{value:.6g}") if isinstance(value, int | float | np.number) and math.isfinite(value) else None
+
+
+def _numbers(values: np.ndarray) -> list[float | None]:
+    return [_number(value) for value in values.tolist()]
+
+
+def _runs_table(
+    recorded: Sequence[RecordedRun], table: pd.DataFrame, keys: Sequence[str], columns: dict[str, Any], folder: Path
+) -> str:
+    heads = ["run", *keys, *(heading for heading, _ in columns.values()), "files"]
+    lines = ["<thead><tr>", *(f"<th>{html.escape(head)}</th>" for head in heads), "</tr></thead><tbody>"]
+    for run, (_, row) in zip(recorded, table.iterrows(), strict=True):
+        state = "" if run.finished else ' <span class="state">unfinished</span>'
+        where = quote(os.path.relpath(run.path, folder).replace(os.sep, "/"))
+        lines.append(f'<tr><td class="name"><a href="{where}/">{html.escape(run.name)}</a>{state}</td>')
+        lines += [f"<td>{html.escape(str(run.config.get(key)))}</td>" for key in keys]
+        for name, (_, kind) in columns.items():
+            value = _number(row[name])
+            sort = "" if value is None else f' data-value="{value}"'
+            lines.append(f'<td class="number"{sort}>{written(value, kind)}</td>')
+        links = [f'<a href="{where}/{file}">{file}</a>' for file in _FILES if (run.path / file).exists()]
+        lines.append(f'<td class="files">{" ".join(links)}</td></tr>')
+    return "".join([*lines, "</tbody>"])
+
+
+def _common(recorded: Sequence[RecordedRun], keys: Sequence[str]) -> str:
+    shared = {key: value for key, value in recorded[0].config.items() if key not in keys}
+    return "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(str(v))}</dd>" for k, v in shared.items())
+
+
+def written(value: float | None, kind: str) -> str:
+    """A number as a person reads it: a share in per cent, bytes in powers of 1024, seconds up to hours."""
+    if value is None:
+        return "\u2013"  # a dash, as page.js has it
+    if kind == "share":
+        return f"{100 * value:.1f} %"
+    if kind == "bytes":
+        return _scaled(value, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
+    if kind == "seconds":
+        if value >= 3600:
+            return f"{value / 3600:.3g} h"
+        return f"{value / 60:.3g} min" if value >= 60 else f"{value:.3g} s" if value >= 1 else f"{1000 * value:.3g} ms"
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
+
+
+def _scaled(value: float, base: int, units: Sequence[str]) -> str:
+    power = min(int(math.log(value, base)) if value >= 1 else 0, len(units) - 1)
+    return f"{value / base**power:.3g} {units[power]}"

@@ -1,0 +1,72 @@
+"""Sweeps: which jobs are finished, which go on, and what is said when all have ended.
+
+A sweep is a folder with a run directory for each job, numbered as Hydra numbers them. With `checkpoint.resume=FOLDER`
+the same command goes on there: a job that has finished is not run again, one that was interrupted continues from its
+checkpoint, and one that never began begins.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from fedsim.config import CheckpointConfig, ServerConfig
+from fedsim.files import CHECKPOINT, holds_run
+
+unfinished: list[str] = []
+"""Jobs of the last sweep that left no summary.json: what the exit code of the command tells."""
+
+
+def job_checkpoint(directory: Path, checkpoint: CheckpointConfig, comparable: dict[str, Any]) -> CheckpointConfig:
+    """The settings for one job of a sweep that continues: from its own checkpoint where it has one, else anew.
+
+    Raises:
+        ValueError: the directory holds another run, as when the sweep's values have changed their order.
+    """
+    if not holds_run(directory):
+        return replace(checkpoint, resume=None)
+    theirs = _recorded(directory)
+    differing = sorted(key for key in comparable.keys() | theirs.keys() if comparable.get(key) != theirs.get(key))
+    if theirs and differing:
+        raise ValueError(
+            f"{directory} holds another run of the sweep; it differs in {', '.join(differing)}: "
+            "give the sweep's values in the order they had"
+        )
+    return replace(checkpoint, resume=str(directory) if (directory / CHECKPOINT).exists() else None)
+
+
+def finished(directory: Path, server: ServerConfig) -> dict[str, Any] | None:
+    """summary.json of a job that is as long as `server` asks for, or ended early; None: something is missing."""
+    file = directory / "summary.json"
+    if not file.exists():
+        return None
+    summary = json.loads(file.read_text(encoding="utf-8"))
+    early = server.stops_early and summary.get("stopped") is not None
+    return summary if early or summary["rounds"] >= server.num_rounds else None
+
+
+def _recorded(directory: Path) -> dict[str, Any]:
+    from fedsim.checkpoint import comparable
+
+    file = directory / "config.yaml"
+    return comparable(yaml.safe_load(file.read_text(encoding="utf-8"))) if file.exists() else {}
+
+
+class SweepEnd(Callback):
+    """Hydra calls it after the last job: says how many have finished, and what to do next."""
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        jobs = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        done = [job for job in jobs if next(job.rglob("summary.json"), None)]
+        unfinished[:] = [job.name for job in jobs if job not in done]
+        print(f"{len(done)} of {len(jobs)} runs finished; python -m fedsim.report {folder}", file=sys.stderr)
+        if unfinished:
+            missing = ", ".join(unfinished[:10]) + (" and others" if len(unfinished) > 10 else "")
+            again = f"the same command with checkpoint.resume={folder} runs only these"
+            print(f"not finished: {missing}; {again}", file=sys.stderr)

@@ -1,0 +1,155 @@
+"""The page: self-contained, and what a browser makes of it."""
+
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from fedsim.report import runs
+from fedsim.report.page import page, written
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+
+# Beside the page's own script: notes every error, changes the grouping, and writes what it saw into the page.
+PROBE = """<script>
+window.seen = [];
+addEventListener("error", (e) => seen.push(e.message));
+addEventListener("unhandledrejection", (e) => seen.push(String(e.reason)));
+</script>"""
+REPORT = """<script>
+setTimeout(() => {
+  const cells = (row) => [...row.cells].map((c) => c.textContent);
+  const rows = () => [...document.querySelectorAll("#groups tbody tr")].map(cells);
+  const first = rows();
+  const curves = document.querySelectorAll("#curves .curve").length;
+  const bands = document.querySelectorAll("#curves .band").length;
+  const charts = [...document.querySelectorAll(".chart svg")].length;
+  for (const metric of document.querySelectorAll("#metric option"))
+    for (const axis of document.querySelectorAll("#axis option")) {
+      document.getElementById("metric").value = metric.value;
+      document.getElementById("axis").value = axis.value;
+      document.getElementById("controls").dispatchEvent(new Event("change"));
+    }
+  document.querySelectorAll("#keys input").forEach((box) => { box.checked = box.value === "seed"; });
+  document.getElementById("controls").dispatchEvent(new Event("change"));
+  const bySeed = rows();
+  document.querySelectorAll("#runs th")[4].click();
+  document.querySelectorAll("#runs th")[4].click();
+  const sorted = [...document.querySelectorAll("#runs tbody tr")].map((r) => r.cells[0].textContent);
+  const chart = document.querySelector("#curves svg"), box = chart.getBoundingClientRect();
+  chart.dispatchEvent(new PointerEvent("pointermove", { clientX: box.left + box.width / 2, clientY: box.top + 50 }));
+  const tip = document.querySelector("#curves .tip").textContent;
+  const wide = [...document.querySelectorAll("body *")].filter((e) => !e.closest(".scroll, svg, .tip")
+    && e.getBoundingClientRect().right > innerWidth + 1).map((e) => e.tagName + "#" + e.id);
+  const small = [...document.querySelectorAll("p, td, th, li, label, figcaption, text")]
+    .filter((e) => parseFloat(getComputedStyle(e).fontSize) < 12).length;
+  const out = document.createElement("pre");
+  out.id = "probe";
+  out.textContent = JSON.stringify({ seen, first, curves, bands, charts, bySeed, sorted, tip, wide, small,
+    width: innerWidth, scroll: document.documentElement.scrollWidth,
+    fetched: performance.getEntriesByType("resource").map((r) => r.name) });
+  document.body.append(out);
+}, 500);
+</script>"""
+
+
+def browse(text: str, folder: Path, *, width: int) -> dict:
+    """What the probe saw in headless Chromium with a window of `width` pixels."""
+    if BROWSER is None:
+        pytest.skip("no Chromium here: apt-get install chromium")
+    file = folder / "probed.html"
+    file.write_text(text.replace("<body>", "<body>" + PROBE, 1).replace("</body>", REPORT + "</body>", 1))
+    command = [
+        BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+        f"--user-data-dir={folder / 'profile'}", f"--window-size={width},900", "--virtual-time-budget=4000",
+        "--dump-dom", file.as_uri(),
+    ]  # fmt: skip
+    for _ in range(3):  # a busy machine can keep the browser from starting in time
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env={**os.environ})
+        if found := re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.DOTALL):
+            return json.loads(html.unescape(found[1]))
+        time.sleep(1)
+    raise AssertionError(f"the page did not come to its end: {done.stderr[-2000:]}")
+
+
+@pytest.fixture
+def text(sweep) -> str:
+    return page(runs([sweep]), sweep.parent, by=["algorithm"], target=0.5)
+
+
+def test_nothing_is_fetched_from_anywhere(text):
+    assert not re.search(r"""(?:src|@import|url\()\s*=?\s*["']?\s*(?:https?:)?//""", text)
+    assert "<link" not in text
+    assert not re.search(r"<script[^>]+src", text)
+    addresses = set(re.findall(r"https?://[^\s\"'<>]+", text))
+    assert addresses <= {"http://www.w3.org/2000/svg"}  # a name, not an address
+
+
+def test_what_a_run_says_cannot_become_markup(text):
+    assert "stand-in </script>" not in text
+    assert "a stand-in &lt;/script&gt;&lt;b&gt;" in text
+    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    assert data is not None
+    assert len(json.loads(data[1])["runs"]) == 6
+
+
+def test_links_lead_to_the_files(text, sweep):
+    links = set(re.findall(r'href="([^"]+)"', text))
+    assert "sweep/0/summary.json" in links
+    assert all((sweep.parent / link).exists() for link in links)
+
+
+def test_the_runs_are_plain_html(text):
+    cells = re.findall(r"<tr><td class=\"name\">.*?</tr>", text)
+    assert len(cells) == 6
+    assert "fedprox" in cells[3]
+    assert "80.0 %" in cells[3]
+    assert "<dt>local.learning_rate</dt><dd>0.1</dd>" in text
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_draws_it_without_an_error(text, tmp_path, width):
+    seen = browse(text, tmp_path, width=width)
+    assert seen["width"] <= max(width, 500)  # some builds refuse windows narrower than 500
+    assert seen["seen"] == []
+    assert seen["fetched"] == []
+    assert (seen["curves"], seen["bands"], seen["charts"]) == (2, 2, 4)
+    fedavg = seen["first"][0]
+    assert fedavg[:3] == ["algorithm fedavg", "3", "46.7 % ± 15.0 %"]
+    assert "4 ± 0 (2 of 3)" in fedavg
+    assert [row[0] for row in seen["bySeed"]] == ["seed 0", "seed 1", "seed 2"]
+    assert seen["bySeed"][0][2] == "70.0 % ± 14.0 %"  # 60 and 80 %: deviation sqrt(2 * 10^2 / 1), to two digits
+    assert seen["sorted"] == ["5", "3", "4", "0", "1", "2"]  # by the best accuracy, falling
+    assert seen["tip"].startswith("bytes sent")
+    assert seen["wide"] == []
+    assert seen["scroll"] <= seen["width"]
+    assert seen["small"] == 0
+
+
+def test_one_run_alone_is_a_page_too(sweep, tmp_path):
+    alone = page(runs([sweep / "3"]), tmp_path)
+    assert "1 run<" in alone
+    assert json.loads(re.findall(r'id="data">(.*?)</script>', alone, re.DOTALL)[0])["by"] == []
+
+
+def test_hundreds_of_runs_stay_small(sweep):
+    recorded = runs([sweep]) * 60
+    assert len(page(recorded, sweep.parent)) < 2_000_000
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "text"),
+    [
+        (None, "share", "\u2013"), (0.1234, "share", "12.3 %"), (1536.0, "bytes", "1.5 KiB"), (0.5, "bytes", "0.5 B"),
+        (0.0123, "seconds", "12.3 ms"), (90.0, "seconds", "1.5 min"), (7200.0, "seconds", "2 h"), (12.0, "count", "12"),
+        (1234.0, "count", "1,234"), (0.5, "count", "0.5"),
+    ],
+)  # fmt: skip
+def test_numbers_are_written_for_people(value, kind, text):
+    assert written(value, kind) == text

@@ -1,0 +1,122 @@
+"""The figures of a report, against a sweep whose figures are known (conftest.py)."""
+
+import json
+import math
+
+import pandas as pd
+import pytest
+
+from fedsim.report import curves, default_target, differences, frame, groups, runs
+from fedsim.report.__main__ import main
+
+
+def test_only_what_differs_is_a_setting(sweep):
+    recorded = runs([sweep])
+    assert [run.name for run in recorded] == ["0", "1", "2", "3", "4", "5"]
+    assert differences(recorded) == ["algorithm", "algorithm.proximal_weight", "seed"]
+    assert recorded[3].config["algorithm"] == "fedprox"
+    assert differences(recorded[:1]) == []
+
+
+def test_jobs_are_in_the_order_of_their_numbers(sweep):
+    (sweep / "5").rename(sweep / "10")
+    assert [run.name for run in runs([sweep])] == ["0", "1", "2", "3", "4", "10"]
+
+
+def test_a_row_a_run(sweep):
+    table = frame(runs([sweep]), target=0.5)
+    assert table["best_accuracy"].tolist() == [0.6, 0.5, 0.3, 0.8, 0.7, 0.9]
+    assert table["best_round"].tolist() == [6, 4, 6, 6, 6, 6]
+    assert table["final_accuracy"].tolist() == [0.6, 0.4, 0.3, 0.8, 0.7, 0.9]
+    # The first evaluation at 50 % or more; never for the third run. A round takes 10 s, 7 s of the clock, 1500 bytes.
+    rounds = [4, 4, math.nan, 2, 2, 4]
+    for name, each in (("round", 1), ("seconds", 10), ("virtual_seconds", 7), ("bytes", 1500)):
+        assert table[f"{name}_to_target"].tolist() == pytest.approx([each * r for r in rounds], nan_ok=True)
+    assert table["peak_memory_bytes"].unique().tolist() == [6 * 2**20]
+    assert table.loc["0", "client_accuracy_p50"] == 0.3
+    assert table.loc["0", "client_accuracy_worst"] == 0.1
+    assert table["finished"].all()
+
+
+def test_the_default_target_is_what_half_of_the_runs_reach(sweep):
+    recorded = runs([sweep])
+    assert default_target(recorded) == 0.65  # median of 0.3 0.5 0.6 0.7 0.8 0.9
+    assert frame(recorded)["round_to_target"].count() == 3
+
+
+def test_groups_average_over_the_seeds(sweep):
+    table = frame(runs([sweep]), target=0.5)
+    grouped = groups(table, ["algorithm"])
+    assert grouped.loc["fedavg", ("best_accuracy", "mean")] == pytest.approx((0.6 + 0.5 + 0.3) / 3)
+    # deviations 0.4 / 3, 0.1 / 3, -0.5 / 3; sum of squares 0.42 / 9, over n - 1 = 2
+    assert grouped.loc["fedavg", ("best_accuracy", "std")] == pytest.approx(math.sqrt(0.42 / 9 / 2))
+    assert grouped.loc["fedavg", ("round_to_target", "mean")] == 4  # of the two that got there
+    assert grouped[("runs", "count")].tolist() == [3, 3]
+    assert groups(table, [])[("runs", "count")].tolist() == [6]
+    assert len(groups(table, ["algorithm", "algorithm.proximal_weight"])) == 2  # NaN is a value
+    with pytest.raises(ValueError, match=r"cannot group by lr: the runs differ in algorithm, .*seed"):
+        groups(table, ["lr"])
+
+
+def test_curves_are_long(sweep):
+    long = curves(runs([sweep]))
+    assert len(long) == 36
+    assert list(long.columns[:4]) == ["run", "algorithm", "algorithm.proximal_weight", "seed"]
+    assert long[long["run"] == "3"]["test_accuracy"].dropna().tolist() == [0.5, 0.7, 0.8]
+
+
+def test_a_run_that_was_killed_is_read_up_to_its_last_whole_row(sweep):
+    (sweep / "0" / "summary.json").unlink()
+    (sweep / "0" / "clients.csv").unlink()
+    file = sweep / "0" / "metrics.jsonl"
+    file.write_text("\n".join(file.read_text().splitlines()[:3]) + '\n{"round": 4, "trai')
+    table = frame(runs([sweep / "0", sweep / "1"]), target=0.5)
+    assert table["finished"].tolist() == [False, True]
+    assert table["rounds"].tolist() == [3, 6]
+    assert math.isnan(table.loc["0", "round_to_target"])
+
+
+def test_runs_without_a_test_set_have_no_target(sweep):
+    file = sweep / "0" / "metrics.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for row in rows:
+        row.pop("test_accuracy", None)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recorded = runs([sweep / "0"])
+    assert default_target(recorded) is None
+    assert "best_accuracy" not in frame(recorded)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere is not a folder"),
+        (["."], "no run with a finished round in ."),
+        (["sweep", "--group-by", "lr"], "cannot group by lr"),
+        (["sweep", "--target", "80"], "--target must be in (0, 1], got 80.0"),
+    ],
+)
+def test_a_mistake_is_one_line(sweep, tmp_path, monkeypatch, capsys, arguments, message):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path if arguments != ["."] else tmp_path / "empty")
+    assert main(arguments) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"fedsim: error: {message}")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_damaged_file_is_named(sweep, capsys):
+    (sweep / "2" / "summary.json").write_text("{")
+    assert main([str(sweep)]) == 1
+    assert f"cannot read the run {sweep / '2'}" in capsys.readouterr().err
+
+
+def test_the_command_writes_the_page_and_the_table(sweep, tmp_path, capsys):
+    page, csv = tmp_path / "out.html", tmp_path / "runs.csv"
+    assert main([str(sweep), "--out", str(page), "--csv", str(csv), "--group-by", "algorithm"]) == 0
+    printed = capsys.readouterr().out
+    assert "6 runs in 2 groups" in printed
+    assert "fedprox" in printed
+    assert page.exists()
+    assert pd.read_csv(csv)["best_accuracy"].tolist() == [0.6, 0.5, 0.3, 0.8, 0.7, 0.9]

@@ -1,0 +1,30 @@
+"""Mistakes explained; tests/test_cli.py shows them from end to end."""
+
+import pytest
+
+from fedsim.cli import conf_dir
+from fedsim.explain import explain, known_keys, unknown
+
+
+@pytest.mark.parametrize(
+    ("key", "line"),
+    [
+        ("experiment", "experiment is chosen with a plus sign: +experiment=NAME"),
+        ("sweeep", "unknown option 'sweeep'; did you mean +sweep=NAME?"),
+        ("local.momntum", "unknown option 'local.momntum'; did you mean local.momentum?"),
+        ("zzz", "unknown option 'zzz'; see python -m fedsim --cfg job"),
+    ],
+)
+def test_near_names(key, line):
+    assert unknown(key, ["local.momentum", "device"]) == line
+
+
+def test_a_plugin_that_is_missing_comes_with_its_command():
+    text = "Could not find 'hydra/launcher/joblib'\n\nAvailable options in 'hydra/launcher':\n\tbasic\nConfig"
+    line = explain(ValueError(text), conf_dir())
+    assert line == "hydra/launcher=joblib needs Hydra's plugin: pip install 'fedsim[sweep]'"
+
+
+def test_options_of_the_chosen_groups_are_known(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["fedsim", "algorithm=fedprox", "local.lerning_rate=1"])
+    assert {"algorithm.proximal_weight", "local.learning_rate", "server"} <= set(known_keys(conf_dir()))

@@ -1,0 +1,127 @@
+"""Sweeps: what is finished is not run again, what was interrupted continues, and mistakes do not stop the others."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedsim.cli import conf_dir
+
+SWEEP = ("-m", "+experiment=debug", "data.num_clients=8", "server.clients_per_round=4", "server.num_rounds=3")
+
+
+def summary(job: Path) -> dict:
+    return json.loads((job / "summary.json").read_text())
+
+
+def models(folder: Path) -> dict[str, bytes]:
+    return {job.name: (job / "model.safetensors").read_bytes() for job in sorted(folder.iterdir()) if job.is_dir()}
+
+
+def test_an_interrupted_sweep_continues_with_only_what_is_missing(fedsim, tmp_path, monkeypatch):
+    whole = fedsim(*SWEEP, "seed=1,2,3,4", "hydra.sweep.dir=whole")
+    assert whole.code == 0, whole.err
+    assert "4 of 4 runs finished; python -m fedsim.report whole" in whole.err
+
+    import fedsim.simulation as module
+
+    log, seen = module.RunDirectory.log, []
+
+    def interrupted(self, metrics):
+        seen.append((self.path.name, metrics["round"]))
+        if seen[-1] == ("1", 3):
+            raise KeyboardInterrupt
+        log(self, metrics)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.RunDirectory, "log", interrupted)
+        stopped = fedsim(*SWEEP, "seed=1,2,3,4", "hydra.sweep.dir=sweep")
+    assert stopped.code == 130
+    assert "continue with checkpoint.resume=sweep" in stopped.err
+    assert not (tmp_path / "sweep" / "1" / "summary.json").exists()
+    first = (tmp_path / "sweep" / "0" / "summary.json").stat().st_mtime_ns
+
+    seen.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            module.RunDirectory, "log", lambda self, m: (seen.append((self.path.name, m["round"])), log(self, m))
+        )
+        resumed = fedsim(*SWEEP, "seed=1,2,3,4", "checkpoint.resume=sweep")
+    assert resumed.code == 0, resumed.err
+    # checkpoint.every is 1 in the debug experiment: job 1 had saved its second round
+    assert seen == [("1", 3), *((job, round) for job in ("2", "3") for round in (1, 2, 3))]
+    assert (tmp_path / "sweep" / "0" / "summary.json").stat().st_mtime_ns == first
+    assert models(tmp_path / "sweep") == models(tmp_path / "whole")
+
+    longer = fedsim(*SWEEP, "seed=1,2,3,4,5", "checkpoint.resume=sweep")
+    assert longer.code == 0, longer.err
+    assert "5 of 5 runs finished" in longer.err
+    reordered = fedsim(*SWEEP, "seed=2,1,3,4,5", "checkpoint.resume=sweep")
+    assert reordered.code == 1
+    assert "differs in seed: give the sweep's values in the order they had" in reordered.err
+
+
+def test_a_mistake_in_one_job_is_told_and_the_others_run(fedsim, tmp_path):
+    done = fedsim(*SWEEP, "local.learning_rate=-1,0.02", "hydra.sweep.dir=sweep")
+    assert done.code == 1
+    errors = [line for line in done.err.splitlines() if "error" in line.lower()]
+    assert errors == ["fedsim: error: local.learning_rate must not be negative, got -1.0"]
+    assert "1 of 2 runs finished" in done.err
+    assert "not finished: 0;" in done.err
+    assert summary(tmp_path / "sweep" / "1")["rounds"] == 3
+
+
+def test_a_sweep_folder_in_use_is_not_overwritten(fedsim, tmp_path):
+    fedsim(*SWEEP, "seed=1", "hydra.sweep.dir=sweep", "checkpoint.every=0")
+    before = (tmp_path / "sweep" / "0" / "metrics.jsonl").read_bytes()
+    again = fedsim(*SWEEP, "seed=1", "hydra.sweep.dir=sweep", "checkpoint.every=0")
+    assert again.code == 1
+    assert "already holds a run; give another hydra.sweep.dir, or checkpoint.resume=sweep" in again.err
+    assert (tmp_path / "sweep" / "0" / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_sweep_to_continue_that_is_not_there_is_not_made(fedsim, tmp_path):
+    done = fedsim(*SWEEP, "seed=1", "checkpoint.resume=typo")
+    assert done.code == 1
+    assert "checkpoint.resume=typo: no such folder" in done.err
+    assert not (tmp_path / "typo").exists()
+
+
+# What this test run has set, for itself or by calling the command in this process.
+_OURS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "HYDRA_FULL_ERROR", "FEDSIM_TRACE")
+
+
+def run_in_process(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own: plugins start others, or keep state."""
+    package = str(conf_dir().parent if conf_dir().parent.name != "fedsim" else conf_dir().parents[1])
+    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    env = {k: v for k, v in os.environ.items() if k not in _OURS}
+    return subprocess.run(
+        [sys.executable, "-m", "fedsim", *arguments],
+        cwd=folder, env={**env, "PYTHONPATH": path}, capture_output=True, text=True, check=False, timeout=200,
+    )  # fmt: skip
+
+
+def test_jobs_side_by_side_divide_the_threads(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs pip install 'fedsim[sweep]'")
+    jobs = "local.learning_rate=-1,0.02,0.03"
+    done = run_in_process(tmp_path, *SWEEP, "+sweep=parallel", jobs, "hydra.sweep.dir=sweep")
+    assert done.returncode == 1  # one of the three is a mistake
+    assert "fedsim: error: local.learning_rate must not be negative, got -1.0" in done.stderr
+    assert "2 of 3 runs finished" in done.stderr
+    assert "Traceback" not in done.stderr
+    found = {summary(tmp_path / "sweep" / job)["versions"]["threads"] for job in ("1", "2")}
+    assert found == {str(max(1, (os.cpu_count() or 1) // 2))}
+
+
+def test_optuna_searches_for_the_best_accuracy(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs pip install 'fedsim[sweep]'")
+    space = "local.learning_rate=tag(log,interval(0.001,0.1))"
+    done = run_in_process(tmp_path, *SWEEP, "+sweep=optuna", space, "hydra.sweeper.n_trials=3", "hydra.sweep.dir=sweep")
+    assert done.returncode == 0, done.stderr
+    best = {job: summary(tmp_path / "sweep" / job)["best"]["test_accuracy"] for job in ("0", "1", "2")}
+    results = (tmp_path / "sweep" / "optimization_results.yaml").read_text()
+    assert f"best_value: {max(best.values())}" in results
