@@ -113,8 +113,8 @@ def _tell(error: BaseException) -> None:
 
 
 def _job(cfg: DictConfig) -> float | None:
-    """One run, or one node of a run; returns a run's best test accuracy, for sweepers, or None after a mistake, which is
-    told at once.
+    """One run, or one node of it; returns the run's best test accuracy, for sweepers, or None after a mistake, which
+    is told at once.
 
     Were it raised, Hydra would put a line of its own before ours, and a sweep would tell of it only at its end.
     """

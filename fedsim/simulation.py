@@ -150,11 +150,10 @@ class Simulation:
                 like=self.model.vector,
                 seed=seed,
             )
-        self.choice = None
-        self._factory = SerialTrainer if isinstance(trainer, Auto) else trainer
-        if isinstance(trainer, Choice):
-            self.choice, self._factory = trainer, trainer.trainer()
-            torch.set_num_threads(trainer.num_threads)
+        self.choice = trainer if isinstance(trainer, Choice) else None
+        self._factory = SerialTrainer if isinstance(trainer, Auto | Choice) else trainer
+        if self.choice is not None:
+            torch.set_num_threads(self.choice.num_threads)
         self.own = InProcess(self._make_trainer(), dataset.train, local, seed=seed)
         made = None if devices is None else devices(dataset.num_clients, dataset.client_ids, seed)
         down, up = traffic(algorithm, self.model)

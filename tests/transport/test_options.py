@@ -79,11 +79,11 @@ def test_what_does_not_travel_is_refused_before_anything_is_opened(make_dataset,
         raise AssertionError("a transport was opened")
 
     with pytest.raises(ValueError, match=message):
-        Simulation(make_dataset([3, 9, 5]), logistic, transport=opened, device="cpu", **settings)
+        Simulation(make_dataset([3] * 10), logistic, transport=opened, device="cpu", **settings)
     if name != "fedasync":
         grouped = ServerConfig(group_rounds=2)
         with pytest.raises(ValueError, match="group_rounds"):
-            Simulation(make_dataset([3, 9, 5]), logistic, server=grouped, device="cpu", **settings)
+            Simulation(make_dataset([3] * 10), logistic, server=grouped, device="cpu", **settings)
 
 
 def test_groups_in_one_process_run_from_the_command_line(fedsim):
