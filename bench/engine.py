@@ -28,6 +28,7 @@ from fedsim.config import LocalConfig, ServerConfig
 from fedsim.data.federated import FederatedDataset, Split
 from fedsim.models import leaf_cnn, logistic
 from fedsim.simulation import Simulation
+from fedsim.train.calibrate import Auto
 from fedsim.train.serial import SerialTrainer
 from fedsim.train.vectorized import VectorizedTrainer
 
@@ -44,9 +45,10 @@ WORKLOADS: dict[str, dict[str, Any]] = {
     },
 }
 WAYS = {
-    "W1": ["naive", "limit", "serial", "vectorized-4", "vectorized-10"],
-    "W2": ["naive", "limit", "serial", "vectorized-16", "vectorized-32", "vectorized-100"],
+    "W1": ["naive", "limit", "serial", "vectorized-1", "vectorized-4", "vectorized-10", "auto"],
+    "W2": ["naive", "limit", "serial", "vectorized-16", "vectorized-32", "vectorized-100", "auto"],
 }
+RUN = 100  # rounds that trainer=auto is told of
 
 
 def make(name: str, rounds: int) -> tuple[FederatedDataset, np.ndarray]:
@@ -118,13 +120,14 @@ def measure(name: str, way: str, rounds: int, threads: int) -> dict[str, Any]:
         run = partial({"naive": naive, "limit": limit}[way], dataset, model, cohorts, w["rate"])
     else:
         kind, _, slots = way.partition("-")
+        trainers = {"serial": SerialTrainer, "auto": Auto(cache=False)}
         simulation = Simulation(
             dataset,
             model,
             local=LocalConfig(learning_rate=w["rate"]),
-            server=ServerConfig(num_rounds=rounds, clients_per_round=w["per_round"]),
-            sampler=lambda num_clients, size: lambda seed, round: cohorts[round - 1],
-            trainer=SerialTrainer if kind == "serial" else partial(VectorizedTrainer, num_slots=int(slots)),
+            server=ServerConfig(num_rounds=RUN, clients_per_round=w["per_round"]),
+            sampler=lambda population, size: lambda seed, round: cohorts[round - 1],
+            trainer=trainers.get(kind) or partial(VectorizedTrainer, num_slots=int(slots)),
             device="cpu",
         )
 
