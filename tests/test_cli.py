@@ -86,7 +86,7 @@ MISTAKES = {
     "misspelt section": (["servr.num_rounds=1"], "unknown option 'servr.num_rounds'; did you mean server.num_rounds"),
     "added key": (["+local.lr=1"], "unknown option 'local.lr'"),
     "misspelt data key": (["data.sorce=leaf"], "unknown option 'data.sorce'; did you mean data.source"),
-    "unknown group option": (["algorithm=fedavgg"], "algorithm=fedavgg does not exist; did you mean fedavg?"),
+    "unknown group option": (["algorithm=fedavgg"], "algorithm=fedavgg does not exist; did you mean fedavg or "),
     "unknown experiment": (["+experiment=femnist"], "cifar10_dirichlet, debug"),
     "wrong type": (["local.batch_size=ten"], "local.batch_size: Value 'ten'"),
     "wrong value": (["local.learning_rate=-1"], "local.learning_rate must not be negative, got -1.0"),
