@@ -284,10 +284,11 @@ def online(
     server = model.vector.clone()
     trainer = SerialTrainer(dataset, model, algorithm, local, seed=seed)
     transport = InProcess(trainer, dataset.train, local, seed=seed)
-    cohort, scale = np.arange(dataset.num_clients), weight_scale(float(dataset.train.sizes.sum()))
+    cohort, sizes = np.arange(dataset.num_clients), dataset.train.sizes
+    scale = weight_scale(float(sizes.sum()))
 
     def run_round(round: int) -> None:
-        partial = transport.run_round(Job(round=round, cohort=cohort, broadcast=server, scale=scale))
+        partial = transport.run_round(Job(round=round, cohort=cohort, sizes=sizes, broadcast=server, scale=scale))
         server.add_(partial.take_mean().to(server.dtype))
 
     return run_round, lambda: server

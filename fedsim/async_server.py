@@ -119,7 +119,16 @@ class AsyncServer:
         for old in sorted({started_from for _, started_from in arrived}):
             clients = np.sort([client for client, started_from in arrived if started_from == old])
             broadcast = self.vector if old == self.round else self.versions.read(np.array([old]))[0]
-            yield old, Job(round=old + 1, cohort=clients, broadcast=broadcast, scale=weight_scale(weight))
+            yield (
+                old,
+                Job(
+                    round=old + 1,
+                    cohort=clients,
+                    sizes=self.sizes[clients],
+                    broadcast=broadcast,
+                    scale=weight_scale(weight),
+                ),
+            )
 
     def _weight(self, clients: np.ndarray) -> float:
         """Sum of the weights of those of the clients that have samples."""

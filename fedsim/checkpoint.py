@@ -30,6 +30,8 @@ _MAY_DIFFER = (
     "data.cache_dir",
     "data.download",
     "client_state",
+    "role",
+    "transport",
 )
 
 

@@ -4,9 +4,11 @@ DictConfig. Whatever a user can get wrong ends in one line and exit code 1; torc
 import importlib
 import logging
 import os
+import re
+import socket
 import sys
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +113,8 @@ def _tell(error: BaseException) -> None:
 
 
 def _job(cfg: DictConfig) -> float | None:
-    """One run; returns its best test accuracy, for sweepers, or None after a mistake, which is told at once.
+    """One run, or one node of it; returns the run's best test accuracy, for sweepers, or None after a mistake, which
+    is told at once.
 
     Were it raised, Hydra would put a line of its own before ours, and a sweep would tell of it only at its end.
     """
@@ -126,12 +129,20 @@ def _job(cfg: DictConfig) -> float | None:
 
 def _run(cfg: DictConfig) -> float | None:
     config = validated(cfg)
-    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # pyright: ignore[reportAssignmentType]
+    plain = _plain(cfg)
+    place_module = importlib.import_module("fedsim.transport.place")
+    place = place_module.find_place(config.role, config.transport)
+    if place.role != "local" or config.transport.name == "torch_distributed":
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # peers that go are told of in one line of our own
+    if place.role in ("worker", "scheduler"):
+        _node(config, plain, place)
+        return None
     directory = Path(HydraConfig.get().runtime.output_dir)
 
     from hydra.utils import instantiate
 
     checkpoint = importlib.import_module("fedsim.checkpoint")
+    assemble = importlib.import_module("fedsim.assemble")
     simulation_module = importlib.import_module("fedsim.simulation")
     summary_module = importlib.import_module("fedsim.tracking.summary")
     comparable = checkpoint.comparable(plain)
@@ -152,51 +163,36 @@ def _run(cfg: DictConfig) -> float | None:
             if not isinstance(handler, logging.FileHandler):
                 handler.setLevel(logging.WARNING)
 
-    dataset = instantiate(config.data)
-    for note in dataset.notes:
-        log.warning(note)
-    dataset = instantiate(config.partition)(dataset, config.seed)
-    simulation = simulation_module.Simulation(
-        dataset,
-        instantiate(config.model),
-        algorithm=instantiate(config.algorithm),
-        local=config.local,
-        server=config.server,
-        evaluate=config.evaluate,
-        client_state=config.client_state,
-        sampler=instantiate(config.sampler),
-        devices=instantiate(config.devices) if config.devices else None,
-        aggregator=instantiate(config.aggregator),
-        transforms=[instantiate(transform) for transform in config.transforms.values()],
-        attack=instantiate(config.attack) if config.attack else None,
-        trainer=instantiate(config.trainer),
-        seed=config.seed,
-        device=config.device,
-    )
-    log.info(
-        f"{config.name}: {dataset.name} ({dataset.source}), {dataset.num_clients:,} clients with "
-        f"{dataset.train.num_samples:,} samples; {simulation.model.num_parameters:,} parameters; "
-        f"{type(simulation.trainer).__name__} on {simulation.model.device}; writing to {directory}"
-    )
-    if simulation.choice is not None:
-        log.info(f"trainer=auto chose {simulation.choice}")
-        for row in simulation.choice.table:
-            log.info(
-                "  {trainer}, {num_threads} threads: {round_seconds:.3g} s and {round_mib:,.0f} MiB a round".format(
-                    **row
+    config = replace(config, checkpoint=saving)
+    simulation = assemble.build_simulation(config, plain, place, directory, log.warning)
+    try:
+        dataset = simulation.dataset
+        log.info(
+            f"{config.name}: {dataset.name} ({dataset.source}), {dataset.num_clients:,} clients with "
+            f"{dataset.train.num_samples:,} samples; {simulation.model.num_parameters:,} parameters; "
+            f"{type(simulation.trainer).__name__} on {simulation.model.device}; writing to {directory}"
+        )
+        if simulation.choice is not None:
+            log.info(f"trainer=auto chose {simulation.choice}")
+            for row in simulation.choice.table:
+                log.info(
+                    "  {trainer}, {num_threads} threads: {round_seconds:.3g} s and {round_mib:,.0f} MiB a round".format(
+                        **row
+                    )
                 )
-            )
-    directory.mkdir(parents=True, exist_ok=True)
-    summary = simulation_module.record(
-        simulation,
-        directory,
-        config=plain,
-        evaluate=config.evaluate,
-        tracking=config.tracking,
-        checkpoint=saving,
-        about={"name": config.name, "config_hash": summary_module.config_hash(comparable)},
-        sinks={name: instantiate(sink) for name, sink in config.tracking.sinks.items()},
-    )
+        directory.mkdir(parents=True, exist_ok=True)
+        summary = simulation_module.record(
+            simulation,
+            directory,
+            config=plain,
+            evaluate=config.evaluate,
+            tracking=config.tracking,
+            checkpoint=saving,
+            about={"name": config.name, "config_hash": summary_module.config_hash(comparable)},
+            sinks={name: instantiate(sink) for name, sink in config.tracking.sinks.items()},
+        )
+    finally:
+        simulation.close()
     final = summary["final"]
     outcome = f", test accuracy {final['test_accuracy']:.1%}" if "test_accuracy" in final else ""
     if "best" in summary:
@@ -206,6 +202,40 @@ def _run(cfg: DictConfig) -> float | None:
         f"{summary['rounds']} rounds{why}: train loss {final['train_loss']:.3f}{outcome}; {directory / 'summary.json'}"
     )
     return summary.get("best", {}).get("test_accuracy")
+
+
+def _node(config: Config, plain: dict[str, Any], place: Any) -> None:
+    """Be a worker or a scheduler. Options of the command line that are not a node's own must agree with the server's;
+    without such options it takes the server's configuration as it is."""
+    launch = importlib.import_module("fedsim.transport.launch")
+    launch.end_with_starter()
+    assemble = importlib.import_module("fedsim.assemble")
+    given = [re.sub(r"^[+~]*([^=@]*).*", r"\1", text) for text in HydraConfig.get().overrides.task]
+    chosen = [key for key in given if any(key == own or key.startswith(own + ".") for own in assemble.NODE_KEYS)]
+    insists = len(chosen) < len(given)
+
+    def resolve(theirs: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
+        mine = {key: plain[key] for key in ("device", "transport", "role")}
+        if any(key.startswith("trainer") for key in chosen):
+            mine["trainer"] = plain["trainer"]
+        for key in ("root", "cache_dir", "download"):
+            if f"data.{key}" in chosen:
+                mine["data"] = {**mine.get("data", theirs["data"]), key: plain["data"][key]}
+        cfg = OmegaConf.merge(_schema(), {**theirs, **mine})
+        assert isinstance(cfg, DictConfig)
+        return validated(cfg), _plain(cfg)
+
+    name = config.transport.node or f"{socket.gethostname()}-{os.getpid()}"
+    try:
+        assemble.run_node(config, assemble.claims_of(plain) if insists else None, place, name, resolve, log.warning)
+    except KeyboardInterrupt:
+        print(f"fedsim: {name} stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # pyright: ignore[reportAssignmentType]
+    return plain
 
 
 def validated(cfg: DictConfig) -> Config:

@@ -144,6 +144,8 @@ class ServerConfig:
             devices.
         deadline: virtual seconds after which a round ends with those who have reported; None: it waits. It needs
             devices.
+        num_groups: hierarchical FedAvg's groups; client c belongs to group c modulo num_groups.
+        group_rounds: rounds of a group among itself before each global round; 1: plain rounds, without groups.
         schedule: of the server's learning rate: a factor on how far a round moves the global parameters.
         stop_at_accuracy: end the run once the test accuracy, in [0, 1], is this high; None: go on.
         patience: end the run after this many evaluations without a better test accuracy; None: go on.
@@ -154,6 +156,8 @@ class ServerConfig:
     evaluate_every: int = 10
     over_selection: float = 1.0
     deadline: float | None = None
+    num_groups: int = 1
+    group_rounds: int = 1
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     stop_at_accuracy: float | None = None
     patience: int | None = None
@@ -167,6 +171,13 @@ class ServerConfig:
             raise ValueError(f"server.num_rounds must be at least 1, got {self.num_rounds}")
         if self.evaluate_every < 0:
             raise ValueError(f"server.evaluate_every must be 0 (only at the end) or more, got {self.evaluate_every}")
+        for name in ("num_groups", "group_rounds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"server.{name} must be at least 1, got {getattr(self, name)}")
+        if self.num_groups > 1 and self.group_rounds == 1:
+            raise ValueError(
+                "server.num_groups has no effect with server.group_rounds=1; set group_rounds to 2 or more"
+            )
         if self.stop_at_accuracy is not None and not 0 < self.stop_at_accuracy <= 1:
             raise ValueError(f"server.stop_at_accuracy must be in (0, 1] or null, got {self.stop_at_accuracy}")
         if self.patience is not None and self.patience < 1:
@@ -264,6 +275,49 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TransportConfig:
+    """Where rounds run: in this process, or in others (docs/deployment.md).
+
+    Attributes:
+        name: "inprocess" or "torch_distributed".
+        num_workers: workers that are started on this machine and ended with the run; with role=server, those to wait
+            for. None: whoever joins.
+        tree: schedulers by name, each {workers: N, children: {...}, address: HOST:PORT}, or just the number of its
+            workers; or the path of a YAML file that holds this.
+        address: HOST:PORT. Where the server listens; for a worker or a scheduler, where its parent does. None: on
+            loopback, at any free port.
+        serve: where a scheduler listens for its children; None: as the tree says, or on loopback at any free port.
+        node: this node's name; None: made of host and process. A scheduler's place in the tree.
+        secret_file: holds the shared secret; None: it is in the environment, FEDSIM_SECRET.
+        timeout: seconds of silence after which a peer counts as gone.
+        join_seconds: how long the server waits for workers at the start, and a worker for a parent.
+        slow_factor: a share that takes so many times as long as expected is given to another worker as well.
+    """
+
+    name: str = "inprocess"
+    num_workers: int | None = None
+    tree: Any = None
+    address: str | None = None
+    serve: str | None = None
+    node: str | None = None
+    secret_file: str | None = None
+    timeout: float = 30.0
+    join_seconds: float = 300.0
+    slow_factor: float = 3.0
+
+    def __post_init__(self) -> None:
+        if self.name not in ("inprocess", "torch_distributed"):
+            raise ValueError(f"transport.name must be inprocess or torch_distributed, got {self.name!r}")
+        if self.num_workers is not None and self.num_workers < 1:
+            raise ValueError(f"transport.num_workers must be at least 1, got {self.num_workers}")
+        for name in ("timeout", "join_seconds"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"transport.{name} must be positive, got {getattr(self, name)}")
+        if not self.slow_factor > 1:
+            raise ValueError(f"transport.slow_factor must be above 1, got {self.slow_factor}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A whole run, as composed from conf/. The dictionaries are `_target_` factories with their arguments.
     `transforms` has one of them for each name, in the order in which they change an update; no `attack` and no
@@ -273,9 +327,11 @@ class Config:
         name: of the experiment; part of the run directory's path.
         seed: of everything that is drawn.
         device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:1".
+        role: of this process: "local" (a whole run), or one node of a run: "server", "scheduler", "worker".
     """
 
     name: str = "fedsim"
+    role: str = "local"
     seed: int = 0
     device: str = "auto"
     data: dict[str, Any] = field(default_factory=dict)
@@ -294,9 +350,16 @@ class Config:
     client_state: ClientStateConfig = field(default_factory=ClientStateConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    transport: TransportConfig = field(default_factory=TransportConfig)
 
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
         if self.device not in ("auto", "cpu", "cuda") and not self.device.startswith("cuda:"):
             raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
+        if self.role not in ("local", "server", "scheduler", "worker"):
+            raise ValueError(f"role must be local, server, scheduler or worker, got {self.role!r}")
+        if self.role == "local" and self.transport.name == "inprocess":
+            for name in ("num_workers", "tree", "address"):
+                if getattr(self.transport, name) is not None:
+                    raise ValueError(f"transport.{name} has no effect in one process; add transport=torch_distributed")

@@ -90,6 +90,7 @@ class Server:
             **({} if self.uplink is None else self.uplink.figures),
             "seconds": time.perf_counter() - begin,
             "peak_memory_bytes": peak_memory_bytes(self.vector.device),
+            **{name: int(value) for name, value in sums.items() if name.startswith(("bytes_up/", "bytes_down/"))},
         }
 
     @property
@@ -116,6 +117,7 @@ class Server:
         return Job(
             round=round,
             cohort=cohort,
+            sizes=self.sizes[cohort],
             broadcast=self._broadcast(state),
             scale=weight_scale(self._weight(cohort, state)),
             prelude=record is not self.algorithm,

@@ -47,6 +47,7 @@ from fedsim.train.own import own_models
 from fedsim.train.serial import SerialTrainer
 from fedsim.train.vectorized import VectorizedTrainer
 from fedsim.transforms import Transform
+from fedsim.transport.base import Grouped, Transport
 from fedsim.transport.inprocess import InProcess
 from fedsim.uplink import Uplink
 from fedsim.vector import FlatModel
@@ -85,11 +86,12 @@ class Simulation:
         client_state: memory for the vectors that clients keep.
         sampler: sampler(population, clients_per_round) -> who trains in a round.
         trainer: trainer(dataset, model, algorithm, local, seed=...) -> the trainer, or `Auto`, which measures and
-            chooses one; it also sets PyTorch's number of threads. With transforms, an attack or a robust aggregator
-            the trainer is also given uplink=....
+            chooses one, or a `Choice` that was made before; the latter two also set PyTorch's number of threads. With
+            transforms, an attack or a robust aggregator the trainer is also given uplink=....
         aggregator: how updates become one; None is their mean.
         transforms: what happens to each update before, in order.
         attack: whose data or updates are bad; None: nobody's.
+        transport: called with this simulation as soon as it can train here (`own`): where rounds run. None: here.
         seed: of everything that is drawn.
         device: "auto", "cpu", "cuda" or "cuda:N".
 
@@ -109,27 +111,20 @@ class Simulation:
         client_state: ClientStateConfig = ClientStateConfig(),  # noqa: B008
         sampler: Callable[[Population, int | float], Sampler] = uniform,
         devices: Callable[[int, Sequence[str], int], Devices] | None = None,
-        trainer: Callable[..., Trainer] | Auto = Auto(),  # noqa: B008 (frozen)
+        trainer: Callable[..., Trainer] | Auto | Choice = Auto(),  # noqa: B008 (frozen)
         aggregator: Aggregator | None = None,
         transforms: Sequence[Transform] = (),
         attack: Attack | None = None,
+        transport: "Callable[[Simulation], Transport] | None" = None,
         seed: int = 0,
         device: str = "auto",
     ) -> None:
-        if dataset.num_clients == 0:
-            raise ValueError(f"data={dataset.name} has no clients yet; apply a partition first")
-        where = choose_device(device)
-        if where.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(where)
-        else:
-            # Numbers below 1e-38 become zero: they change no result, and a product with one takes 100 times as long.
-            torch.set_flush_denormal(True)
         algorithm, aggregator = algorithm or fedavg(), aggregator or mean()
+        _check_transport(algorithm, server, elsewhere=transport is not None)
         if attack is not None and attack.poison is not None:
             dataset = attack.poison(dataset, attack.attackers(dataset.num_clients, seed))
         self.dataset, self.config, self.seed, self.algorithm, self.local = dataset, server, seed, algorithm, local
-        module = _initialise(model, dataset, seed)
-        self.model = FlatModel(pool_in_pairs(module) if where.type == "cpu" else module, where)
+        self.model = build_model(dataset, model, seed=seed, device=device)
         population = Population(sizes=dataset.train.sizes, losses=self._losses)
         drawn = sampler(population, clients_asked(server, dataset.num_clients))
         self._training: Evaluator | None = None  # of `_losses`
@@ -139,6 +134,11 @@ class Simulation:
                 raise ValueError(
                     f"algorithm={algorithm.name} does not send one message a round, for which transforms, attacks and "
                     "aggregators are made: choose another algorithm, or aggregator=mean without the others"
+                )
+            if transport is not None or server.group_rounds > 1:
+                raise ValueError(
+                    "transforms, attacks and aggregators other than the mean need every update, which neither other "
+                    "processes nor groups send yet: use transport=inprocess and server.group_rounds=1"
                 )
             self.uplink = Uplink(
                 transforms=transforms,
@@ -150,12 +150,14 @@ class Simulation:
                 like=self.model.vector,
                 seed=seed,
             )
-        self.choice = None
-        self._factory = SerialTrainer if isinstance(trainer, Auto) else trainer
-        transport = InProcess(self._make_trainer(), dataset.train, local, seed=seed)
+        self.choice = trainer if isinstance(trainer, Choice) else None
+        self._factory = SerialTrainer if isinstance(trainer, Auto | Choice) else trainer
+        if self.choice is not None:
+            torch.set_num_threads(self.choice.num_threads)
+        self.own = InProcess(self._make_trainer(), dataset.train, local, seed=seed)
         made = None if devices is None else devices(dataset.num_clients, dataset.client_ids, seed)
         down, up = traffic(algorithm, self.model)
-        begin = {"draw": lambda i: _draw(model, dataset, seed, i).to(where), "schedule": server.schedule}
+        begin = {"draw": lambda i: _draw(model, dataset, seed, i).to(self.model.device), "schedule": server.schedule}
         if algorithm.asynchronous is None:
             self.server = Server(
                 self.model.vector.clone(),
@@ -163,7 +165,7 @@ class Simulation:
                 dataset.train.sizes,
                 algorithm=algorithm,
                 sampler=drawn,
-                transport=transport,
+                transport=self.own,
                 seed=seed,
                 clock=make_clock(made, dataset.train.sizes, local, server, download_bytes=down, upload_bytes=up),
                 uplink=self.uplink,
@@ -180,10 +182,9 @@ class Simulation:
                 queue=make_queue(
                     made, dataset.train.sizes, local, server, download_bytes=down, upload_bytes=up, seed=seed
                 ),
-                transport=transport,
+                transport=self.own,
                 **begin,
             )
-        self.choice = None
         if isinstance(trainer, Auto):
             job = self.server.next_job()
             self.choice = trainer.choose(
@@ -198,10 +199,9 @@ class Simulation:
                 whole=self.uplink is not None,
             )
             if self.choice.num_slots:
-                transport.trainer = self._make_trainer()
+                self.own.trainer = self._make_trainer()
             torch.set_num_threads(self.choice.num_threads)
             self.model.load(self.server.vector)
-        self.transport = transport
         self._client_state = client_state
         self._limit()
         self.central = (
@@ -216,6 +216,17 @@ class Simulation:
             raise ValueError(f"server.stop_at_accuracy and server.patience need a test set; {dataset.name} has none")
         self.accuracies: list[float] = []  # of the evaluations so far: what the stop rule reads
         self.stopped: str | None = None  # what ended the run, if not its number of rounds
+        self._alone = transport is None
+        self.transport: Transport = self.own if transport is None else transport(self)
+        if server.group_rounds > 1:
+            self.transport = Grouped(
+                transport=self.transport, num_groups=server.num_groups, group_rounds=server.group_rounds
+            )
+        self.server.transport = self.transport
+
+    def close(self) -> None:
+        """End the processes that the transport has started; a run in one process has none."""
+        self.transport.close()
 
     def footprint(self) -> Footprint:
         """The memory that a round will take, from two trial steps; they leave no trace in the run."""
@@ -229,7 +240,8 @@ class Simulation:
 
     @property
     def trainer(self) -> Trainer:
-        return self.transport.trainer
+        """Trains in this process, whatever trains elsewhere."""
+        return self.own.trainer
 
     @property
     def client_states(self) -> dict[str, ClientVectors]:
@@ -257,13 +269,19 @@ class Simulation:
         return VectorizedTrainer(*common, seed=self.seed, num_slots=num_slots, factor=self.uplink is None)
 
     def use(self, choice: Choice) -> None:
-        """Go on with the trainer that a run was begun with, whatever was measured now."""
+        """Go on with the trainer that a run was begun with, whatever was measured now.
+
+        Raises:
+            ValueError: other processes have been told another choice.
+        """
         if self.choice is not None and (choice.num_slots, choice.num_threads) != (
             self.choice.num_slots,
             self.choice.num_threads,
         ):
+            if not self._alone:
+                raise ValueError("the run was begun with another trainer than its workers have: give it as trainer=")
             self.choice = choice
-            self.transport.trainer = self._make_trainer()
+            self.own.trainer = self._make_trainer()
             torch.set_num_threads(choice.num_threads)
             self._limit()
 
@@ -397,6 +415,54 @@ class Simulation:
             state.restore(checkpoint.clients.get(name, {}))
         if self.server.clock is not None:
             self.server.clock.load_state_dict(checkpoint.clock)
+
+
+def build_model(dataset: FederatedDataset, model: nn.Module | ModelFactory, *, seed: int, device: str) -> FlatModel:
+    """The model as a run begins with it: the same on every node. Arguments as for `Simulation`.
+
+    Raises:
+        ValueError: no clients; no such device.
+    """
+    if dataset.num_clients == 0:
+        raise ValueError(f"data={dataset.name} has no clients yet; apply a partition first")
+    where = choose_device(device)
+    if where.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(where)
+    else:
+        # Numbers below 1e-38 become zero: they change no result, and a product with one takes 100 times as long.
+        torch.set_flush_denormal(True)
+    module = _initialise(model, dataset, seed)
+    return FlatModel(pool_in_pairs(module) if where.type == "cpu" else module, where)
+
+
+def _check_transport(algorithm: Algorithm, server: ServerConfig, *, elsewhere: bool) -> None:
+    """Refuse what neither other processes nor groups can do.
+
+    Raises:
+        ValueError: says what.
+    """
+    if server.group_rounds > 1 and (
+        algorithm.keeps
+        or algorithm.broadcast
+        or algorithm.sums
+        or algorithm.prelude
+        or algorithm.weights
+        or algorithm.asynchronous
+    ):
+        raise ValueError(
+            f"server.group_rounds={server.group_rounds} needs an algorithm of rounds whose clients send their update "
+            f"and nothing else; {algorithm.name} does more: set group_rounds=1"
+        )
+    if elsewhere and algorithm.asynchronous is not None:
+        raise ValueError(
+            f"{algorithm.name} steps whenever updates arrive in virtual time, which runs in one process: use "
+            "transport=inprocess"
+        )
+    if elsewhere and algorithm.keeps:
+        raise ValueError(
+            f"the clients of {algorithm.name} keep vectors from round to round, which do not travel between processes "
+            "yet: use transport=inprocess"
+        )
 
 
 def _initialise(model: nn.Module | ModelFactory, dataset: FederatedDataset, seed: int, draw: int = 0) -> nn.Module:

@@ -4,12 +4,12 @@ import logging
 
 import torch
 
-from fedsim.aggregate import PartialAverage
+from fedsim.aggregate import OnlineAverage, PartialAverage
 from fedsim.config import LocalConfig
 from fedsim.data.federated import Split
 from fedsim.train.base import Trainer
 from fedsim.train.plan import make_plan
-from fedsim.transport.base import Job
+from fedsim.transport.base import Job, add_metrics, train_group
 
 log = logging.getLogger("fedsim")
 
@@ -21,6 +21,13 @@ class InProcess:
         self.trainer, self.split, self.local, self.seed = trainer, split, local, seed
 
     def run_round(self, job: Job) -> PartialAverage:
+        if job.group_rounds > 1:
+            average = OnlineAverage(len(job.broadcast), scale=job.scale, device=job.broadcast.device)
+            partials = []
+            for group in job.groups():
+                partials.append(train_group(self.run_round, group))
+                average.merge(partials[-1])
+            return average.result(add_metrics(p.metrics for p in partials))
         while True:
             plan = make_plan(
                 self.split,
@@ -44,6 +51,9 @@ class InProcess:
             # outside the handler, whose traceback holds the round's tensors
             if job.broadcast.is_cuda:
                 torch.cuda.empty_cache()
+
+    def close(self) -> None:
+        """Nothing was started."""
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

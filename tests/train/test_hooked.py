@@ -240,7 +240,13 @@ def test_a_part_of_a_minibatch_without_samples_is_its_first_one(double):
 def _job(simulation):
     from fedsim.transport.base import Job
 
-    return Job(round=1, cohort=np.arange(2), broadcast=simulation.server.vector, scale=256.0)
+    return Job(
+        round=1,
+        cohort=np.arange(2),
+        sizes=simulation.dataset.train.sizes[:2],
+        broadcast=simulation.server.vector,
+        scale=256.0,
+    )
 
 
 def test_the_schedules_reach_client_and_server(double):

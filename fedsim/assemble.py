@@ -1,0 +1,291 @@
+"""Builds what a configuration describes, the same way on every node of a run."""
+
+import logging
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+
+from fedsim import __version__
+from fedsim.algorithms import Algorithm
+from fedsim.algorithms.base import lengths, update_size
+from fedsim.checkpoint import comparable
+from fedsim.config import Config, TransportConfig
+from fedsim.data.federated import FederatedDataset
+from fedsim.simulation import Simulation, build_model
+from fedsim.tracking.run_directory import read_trainer
+from fedsim.tracking.summary import config_hash
+from fedsim.train.calibrate import Auto, Choice
+from fedsim.transport.base import Transport
+from fedsim.transport.identity import Identity, layout_hash
+from fedsim.transport.inprocess import InProcess
+from fedsim.transport.join import SECRET, listen, read_secret, split_address
+from fedsim.transport.launch import Nodes, new_secret, threads_each
+from fedsim.transport.place import Place, exchange_address
+from fedsim.transport.scheduler import Scheduler
+from fedsim.transport.star import Star
+from fedsim.transport.tree import Branch, count_workers, read_tree
+from fedsim.transport.worker import Built, Worker
+from fedsim.vector import FlatModel
+
+log = logging.getLogger("fedsim")
+
+# A node may choose these for itself; everything else it takes from the server.
+NODE_KEYS = ("role", "transport", "device", "trainer", "data.root", "data.cache_dir", "data.download")
+
+
+def build_dataset(config: Config, note: Callable[[str], None]) -> FederatedDataset:
+    """The data with its owners; `note` is called with every warning about it."""
+    dataset = instantiate(config.data)
+    for text in dataset.notes:
+        note(text)
+    return instantiate(config.partition)(dataset, config.seed)
+
+
+def build_simulation(
+    config: Config, plain: dict[str, Any], place: Place, directory: Path, note: Callable[[str], None]
+) -> Simulation:
+    """A whole run, or the server of one.
+
+    Args:
+        config: the run.
+        plain: the same, resolved, as plain values.
+        place: whether the rounds run here or in other processes.
+        directory: of the run; started nodes print into its folder nodes/.
+        note: see `build_dataset`.
+    """
+    dataset = build_dataset(config, note)
+    distributed = place.role == "server" or config.transport.name == "torch_distributed"
+    trainer = instantiate(config.trainer)
+    if distributed and place.role == "local" and "OMP_NUM_THREADS" not in os.environ:
+        # as many as each worker has, for clients may end up here
+        torch.set_num_threads(threads_each(num_started(config.transport)))
+    if isinstance(trainer, Auto) and config.checkpoint.resume is not None:
+        begun = read_trainer(Path(config.checkpoint.resume))
+        if begun is not None:
+            trainer = Choice(num_slots=begun["num_slots"], num_threads=begun["num_threads"], reason="as begun")
+
+    def star(simulation: Simulation) -> Transport:
+        return open_star(config, plain, place, directory, simulation)
+
+    return Simulation(
+        dataset,
+        instantiate(config.model),
+        algorithm=instantiate(config.algorithm),
+        local=config.local,
+        server=config.server,
+        evaluate=config.evaluate,
+        client_state=config.client_state,
+        sampler=instantiate(config.sampler),
+        devices=instantiate(config.devices) if config.devices else None,
+        aggregator=instantiate(config.aggregator),
+        transforms=[instantiate(transform) for transform in config.transforms.values()],
+        attack=instantiate(config.attack) if config.attack else None,
+        trainer=trainer,
+        transport=star if distributed else None,
+        seed=config.seed,
+        device=config.device,
+    )
+
+
+def num_started(settings: TransportConfig) -> int:
+    """Workers that the configuration names."""
+    return (settings.num_workers or 0) + count_workers(read_tree(settings.tree))
+
+
+class Launched:
+    """A star together with the nodes that were started for it."""
+
+    def __init__(self, star: Star, nodes: Nodes) -> None:
+        self.star, self.nodes = star, nodes
+        self.run_round = star.run_round
+
+    def close(self) -> None:
+        try:
+            self.star.close()
+        finally:
+            self.nodes.end()
+
+
+def open_star(
+    config: Config,
+    plain: dict[str, Any],
+    place: Place,
+    directory: Path,
+    simulation: Simulation,
+) -> Transport:
+    """The server's transport: listens, and starts the nodes that the configuration asks for here."""
+    settings = config.transport
+    branches = read_tree(settings.tree)
+    starts = place.role == "local"
+    wanted = num_started(settings)
+    secret = read_secret(settings.secret_file)
+    if secret is None and not starts:
+        raise ValueError(NO_SECRET)
+    secret = secret or new_secret()
+    nodes: Nodes | None = None
+
+    def expected() -> int:
+        if nodes is not None:
+            return nodes.num_workers
+        return place.num_workers or wanted or 1
+
+    assert place.address is not None
+    star = Star(
+        listen(place.address),
+        secret=secret,
+        identity=identity_of(plain, simulation.dataset, simulation.model, simulation.algorithm, simulation.choice),
+        own=simulation.own,
+        timeout=settings.timeout,
+        join_seconds=settings.join_seconds,
+        slow_factor=settings.slow_factor,
+        expected=expected,
+    )
+    try:
+        if place.rendezvous is not None:
+            exchange_address(place, star.address, settings.join_seconds)
+        if not starts:
+            star.gather()
+            return star
+        nodes = Nodes(
+            directory / "nodes",
+            secret=secret,
+            settings=[f"transport.{k}={getattr(settings, k)}" for k in ("timeout", "join_seconds", "slow_factor")],
+            device=config.device,
+            num_workers=wanted,
+        )
+        for i in range(settings.num_workers or 0):
+            nodes.start_worker(f"worker_{i}", star.address)
+        nodes.start_tree(branches, star.address)
+        star.gather()
+        if failures := nodes.failures():
+            raise ValueError(f"not all nodes could be started: {failures[0]}")
+        return Launched(star, nodes)
+    except BaseException:
+        star.close()
+        if nodes is not None:
+            nodes.end()
+        raise
+
+
+NO_SECRET = (
+    f"nodes that join over the network share a secret: set {SECRET} in the environment of each, or "
+    "transport.secret_file=FILE; openssl rand -hex 32 makes one"
+)
+
+
+def identity_of(
+    plain: dict[str, Any],
+    dataset: FederatedDataset,
+    model: FlatModel,
+    algorithm: Algorithm,
+    choice: Choice | None = None,
+) -> Identity:
+    """What all nodes of this run must agree on."""
+    claims, layout = claims_of(plain), model.layout
+    down = layout.size + sum(lengths(algorithm.broadcast, layout.num_parameters, layout.size).values())
+    up = (update_size(record, layout) for record in (algorithm, algorithm.prelude) if record is not None)
+    return Identity(
+        config=plain,
+        comparable=claims,
+        config_hash=config_hash(claims),
+        version=__version__,
+        dataset=dataset.fingerprint(),
+        layout=layout_hash(layout, model.vector.dtype),
+        size=max(down, *up),
+        num_clients=dataset.num_clients,
+        choice=None if choice is None else {"num_slots": choice.num_slots, "num_threads": choice.num_threads},
+    )
+
+
+def claims_of(plain: dict[str, Any]) -> dict[str, Any]:
+    """What of a configuration must be equal on every node, as dotted keys."""
+    ours = {key: value for key, value in plain.items() if key not in NODE_KEYS}
+    return comparable(ours)
+
+
+def run_node(
+    config: Config,
+    claims: dict[str, Any] | None,
+    place: Place,
+    name: str,
+    resolve: Callable[[dict[str, Any]], tuple[Config, dict[str, Any]]],
+    note: Callable[[str], None],
+) -> None:
+    """Be a worker or a scheduler until the run has ended.
+
+    Args:
+        config: of this node.
+        claims: what it insists on (`claims_of`); None: whatever the server says.
+        place: role and the parent's address.
+        name: for the parent's log.
+        resolve: the server's configuration -> the same with this node's own choices, checked and plain.
+        note: see `build_dataset`.
+
+    Raises:
+        ValueError: the parent refuses this node, or the configuration cannot be built here.
+        ConnectionError: there is no parent.
+    """
+    settings = config.transport
+    secret = read_secret(settings.secret_file)
+    if secret is None:
+        raise ValueError(NO_SECRET)
+    if place.rendezvous is None:
+        assert place.address is not None
+        address = place.address
+    else:
+        address = exchange_address(place, None, settings.join_seconds)
+    split_address(address)
+    joining: dict[str, Any] = {
+        "secret": secret, "name": name, "version": __version__, "claims": claims,
+        "timeout": settings.timeout, "join_seconds": settings.join_seconds,
+    }  # fmt: skip
+    if place.role == "scheduler":
+        listener = _serve_at(settings.serve, read_tree(settings.tree), settings.node)
+        Scheduler([address], listener, slow_factor=settings.slow_factor, **joining).run()
+        return
+
+    def build(identity: Identity, upstream: list[str]) -> Built:
+        theirs, plain = resolve(identity.config)
+        algorithm = instantiate(theirs.algorithm)
+        trainer = instantiate(theirs.trainer)
+        if isinstance(trainer, Auto):
+            if identity.choice is None:
+                raise ValueError(
+                    "trainer=auto chooses at the server, which has another trainer: give it to this node too"
+                )
+            trainer = Choice(**identity.choice, reason="as the server chose", table=[])
+            log.info(f"trains with {trainer}")
+        dataset = build_dataset(theirs, note)
+        model = build_model(
+            dataset, instantiate(theirs.model), seed=theirs.seed, device=_device(config.device, place.local_rank)
+        )
+        if isinstance(trainer, Choice):
+            torch.set_num_threads(trainer.num_threads)
+            trainer = trainer.trainer()
+        trains = trainer(dataset, model, algorithm, theirs.local, seed=theirs.seed)
+        own = InProcess(trains, dataset.train, theirs.local, seed=theirs.seed)
+        built = identity_of(plain, dataset, model, algorithm)
+        ready = {"config_hash": built.config_hash, "dataset": built.dataset, "layout": built.layout}
+        return Built(transport=own, device=model.device, ready=lambda: ready)
+
+    Worker([address], build=build, **joining).run()
+
+
+def _device(name: str, local_rank: int | None) -> str:
+    """ "auto" is, for process `local_rank` of its machine, one of its GPUs."""
+    if name == "auto" and local_rank is not None and torch.cuda.is_available():
+        return f"cuda:{local_rank % torch.cuda.device_count()}"
+    return name
+
+
+def _serve_at(serve: str | None, tree: tuple[Branch, ...], node: str | None) -> socket.socket:
+    """Where a scheduler listens: an address, or "fd:N", a listening socket that it has inherited."""
+    if serve is not None and serve.startswith("fd:"):
+        return socket.socket(fileno=int(serve.removeprefix("fd:")))
+    ours = [branch.address for top in tree for branch, _ in top.walk() if branch.name == node]
+    return listen(serve or next(filter(None, ours), "127.0.0.1:0"))

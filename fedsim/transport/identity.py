@@ -1,0 +1,73 @@
+"""What all nodes of a run must agree on, compared before any work is done."""
+
+import hashlib
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fedsim.vector import Layout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """A run, as the server knows it and hands it down.
+
+    Attributes:
+        config: the server's resolved configuration, plain values.
+        comparable: what of it must be equal on every node, as dotted keys.
+        config_hash: of `comparable`.
+        version: of fedsim.
+        dataset: `FederatedDataset.fingerprint` of the data.
+        layout: `layout_hash` of the model.
+        size: elements of the longest vector that travels; P + Q for FedAvg.
+        num_clients: C.
+        choice: num_slots and num_threads of trainer=auto, which the server chooses for all; None: another trainer.
+    """
+
+    config: dict[str, Any]
+    comparable: dict[str, Any]
+    config_hash: str
+    version: str
+    dataset: str
+    layout: str
+    size: int
+    num_clients: int
+    choice: dict[str, int] | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """As a message carries it: `Identity(**fields)`."""
+        return asdict(self)
+
+    @property
+    def limit(self) -> int:
+        """Bytes of tensors that no message of this run exceeds: two float64 vectors and two integers a client."""
+        return (1 << 20) + 16 * self.size + 16 * self.num_clients
+
+    def objection(self, claims: dict[str, Any] | None, version: str) -> str | None:
+        """Why a node that says it runs `claims` (None: whatever the server says) may not join; None: it may."""
+        if version != self.version:
+            return f"it runs fedsim {version}, this run fedsim {self.version}"
+        if claims is None:
+            return None
+        differing = [
+            f"{key} ({claims.get(key, 'not set')} there, {self.comparable.get(key, 'not set')} here)"
+            for key in sorted(claims.keys() | self.comparable.keys())
+            if claims.get(key) != self.comparable.get(key)
+        ]
+        return f"its configuration differs in {', '.join(differing)}" if differing else None
+
+    def mismatch(self, built: dict[str, Any]) -> str | None:
+        """Why a node that has built this (config_hash, dataset, layout) may not work; None: it may."""
+        for key, what, mend in (
+            ("config_hash", "configuration", "start it without options of its own"),
+            ("layout", "model", "install the same versions of fedsim and of the model's code"),
+            ("dataset", "data", "give it the same files in data.root, and the same partition"),
+        ):
+            if built.get(key) != getattr(self, key):
+                return f"its {what} is not that of this run ({built.get(key)} there, {getattr(self, key)} here): {mend}"
+        return None
+
+
+def layout_hash(layout: Layout, dtype: object) -> str:
+    """16 hexadecimal digits of names, shapes and places of all tensors of a model, and their dtype."""
+    text = "\n".join(f"{e.name} {tuple(e.shape)} {e.start}" for e in (*layout.parameters, *layout.buffers))
+    return hashlib.sha256(f"{dtype} {layout.num_parameters}\n{text}".encode()).hexdigest()[:16]

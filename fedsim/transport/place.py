@@ -1,0 +1,101 @@
+"""Which node of a run this process is: from the configuration, or from the variables of torchrun and Slurm."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+from fedsim.config import TransportConfig
+
+_LOOPBACK = "127.0.0.1:0"
+_KEY = "fedsim/address"
+_SLURM_PORTS = (20000, 20000)  # first port, and how many: one for each number of a job
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A node of a run.
+
+    Attributes:
+        role: "local", "server", "scheduler" or "worker".
+        address: where the server listens, or where the parent of a worker or scheduler does.
+        num_workers: that the server waits for; None: as the configuration says.
+        local_rank: number of this process on its machine, which chooses its GPU; None: unknown.
+        rendezvous: HOST:PORT of torchrun's store, through which the server tells its address; None: not needed.
+    """
+
+    role: str
+    address: str | None = None
+    num_workers: int | None = None
+    local_rank: int | None = None
+    rendezvous: str | None = None
+
+
+def find_place(role: str, transport: TransportConfig, environment: Mapping[str, str] = os.environ) -> Place:
+    """What this process is.
+
+    torchrun's and Slurm's variables count where `transport=torch_distributed` names neither workers nor a tree to
+    start here: process 0 is the server, all others are workers.
+
+    Raises:
+        ValueError: the configuration says what should run but not where.
+    """
+    if role != "local":
+        if role != "server" and transport.address is None:
+            raise ValueError(f"role={role} needs transport.address=HOST:PORT, where its parent listens")
+        return Place(role=role, address=transport.address or _LOOPBACK)
+    if transport.name == "inprocess" or transport.num_workers is not None or transport.tree is not None:
+        return Place(role="local", address=transport.address or _LOOPBACK)
+    env = environment
+    if "TORCHELASTIC_RUN_ID" in env:
+        alone = env["LOCAL_WORLD_SIZE"] == env["WORLD_SIZE"]
+        host = "127.0.0.1" if alone else env["MASTER_ADDR"]
+        return Place(
+            role="server" if env["RANK"] == "0" else "worker",
+            address=transport.address or f"{host}:0",
+            num_workers=int(env["WORLD_SIZE"]) - 1,
+            local_rank=int(env["LOCAL_RANK"]),
+            rendezvous=f"{env['MASTER_ADDR']}:{env['MASTER_PORT']}",
+        )
+    if int(env.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in env:
+        first, count = _SLURM_PORTS
+        port = first + int(env["SLURM_JOB_ID"]) % count
+        host = first_host(env.get("SLURM_STEP_NODELIST") or env["SLURM_JOB_NODELIST"])
+        return Place(
+            role="server" if env["SLURM_PROCID"] == "0" else "worker",
+            address=transport.address or f"{host}:{port}",
+            num_workers=int(env["SLURM_NTASKS"]) - 1,
+            local_rank=int(env.get("SLURM_LOCALID", "0")),
+        )
+    raise ValueError("transport=torch_distributed needs transport.num_workers=N, transport.tree, or role=server|worker")
+
+
+def first_host(nodes: str) -> str:
+    """The first name of a Slurm list of nodes: "gpu[03-05,9],cpu1" -> "gpu03"."""
+    match = re.match(r"([^\[,]+)(?:\[([^\]]+)\])?", nodes)
+    if match is None:
+        raise ValueError(f"the list of nodes {nodes!r} is not understood; give transport.address=HOST:PORT")
+    prefix, numbers = match[1], match[2]
+    return prefix if numbers is None else prefix + re.split(r"[-,]", numbers)[0]
+
+
+def exchange_address(place: Place, address: str | None, timeout: float) -> str:
+    """The server tells its `address` through torchrun's store; others (None) wait for it.
+
+    Raises:
+        ValueError: there is no store, or nobody has told it anything within `timeout` seconds.
+    """
+    from torch.distributed import TCPStore
+
+    assert place.rendezvous is not None
+    host, _, port = place.rendezvous.rpartition(":")
+    try:
+        store = TCPStore(host, int(port), None, False, timedelta(seconds=timeout), wait_for_workers=False)
+        if address is None:
+            address = store.get(_KEY).decode()
+        else:
+            store.set(_KEY, address)
+    except RuntimeError:
+        raise ValueError(f"process 0 has not told its address at torchrun's store, {place.rendezvous}") from None
+    return address

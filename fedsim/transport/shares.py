@@ -1,0 +1,298 @@
+"""One round of a star: shares of the cohort, who trains them, and the partial averages that come back.
+
+A share is lost when its node is gone; its clients are then divided again among the nodes that have nothing to do, or
+trained here. A share that takes too long is given to another node as well, and the first answer counts. Neither shows
+in the result: a client's update does not depend on who computes it, and the sum of updates not on their order.
+"""
+
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.aggregate import OnlineAverage, PartialAverage
+from fedsim.transport.base import Job, add_metrics
+from fedsim.transport.divide import divide
+from fedsim.transport.link import Link
+from fedsim.transport.wire import Message
+
+if TYPE_CHECKING:
+    from fedsim.transport.star import Star
+
+log = logging.getLogger("fedsim")
+
+_POLL = 0.25  # seconds between looks for shares that take too long
+_MIN_SLOW = 1.0  # seconds: below, nothing is called slow
+_OWN_PIECES = 8  # what nobody else can train is trained here in pieces, so that whoever joins meanwhile gets some
+
+
+class NoWorkers(RuntimeError):
+    """There is no child to train the round, and this node does not train."""
+
+
+@dataclass(eq=False, kw_only=True)
+class Child:
+    """A node that has joined.
+
+    Attributes:
+        link: to it.
+        name: unique among the children.
+        is_scheduler: it has children of its own.
+        workers: how many train behind it; 1 for a worker.
+        share: what it trains now, or still trains although it is not needed any more.
+        begun: time when it was given that (monotonic seconds).
+        speed: samples a second that one of its workers has shown, a running average; None: unknown.
+    """
+
+    link: Link
+    name: str
+    is_scheduler: bool = False
+    workers: int = 1
+    share: "Share | None" = None
+    begun: float = 0.0
+    speed: float | None = None
+
+
+@dataclass(eq=False, kw_only=True)
+class Share:
+    """Part of a round that one node trains.
+
+    Attributes:
+        job: what is trained.
+        number: of this share in the run.
+        holders: who trains it.
+    """
+
+    job: Job
+    number: int = -1
+    holders: list[Child] = field(default_factory=list)
+
+    @property
+    def work(self) -> float:
+        return float(self.job.sizes.sum()) * self.job.group_rounds
+
+    def overdue(self, factor: float, usual: float | None) -> bool:
+        """Whether all who train it take `factor` times as long as they should; `usual`: speed of others' workers."""
+        now = time.monotonic()
+        for holder in self.holders:
+            pace = (holder.speed or usual or 0.0) * holder.workers
+            if not pace or now - holder.begun < max(_MIN_SLOW, factor * self.work / pace):
+                return False
+        return True
+
+
+class Round:
+    """Divides one job among the children of a star and adds up what they send back."""
+
+    def __init__(self, star: "Star", job: Job) -> None:
+        self.star, self.vector = star, job.broadcast
+        job = replace(job, broadcast=job.broadcast.cpu()).part(job.sizes > 0)
+        # a group trains as one; other clients can be divided as one likes
+        self.waiting = [Share(job=unit) for unit in (job.groups() if job.group_rounds > 1 else [job])]
+        self.running: dict[int, Share] = {}
+        self.average: OnlineAverage | None = None
+        self.metrics: list[dict[str, float]] = []
+
+    def run(self) -> PartialAverage:
+        star = self.star
+        before = {child: child.link.traffic for child in star.children}
+        while self.waiting or self.running:
+            while not star.events.empty():
+                self._next(0)
+            before |= {child: (0, 0) for child in star.children if child not in before}
+            self._recall()
+            self._hand_out()
+            if (self.running and not self._all_overdue()) or (star.own is None and star.num_workers):
+                self._next(_POLL)
+            elif self.waiting or self.running:
+                self._train_here()
+        traffic: dict[str, float] = {}
+        for child, (sent, received) in before.items():
+            now_sent, now_received = child.link.traffic
+            for key, value in (("down", now_sent - sent), ("up", now_received - received)):
+                name = f"bytes_{key}/{child.name}"  # twice, if it was lost and has come back
+                traffic[name] = traffic.get(name, 0.0) + value
+        assert self.average is not None, "a job has a client with samples"
+        done = self.average.result(add_metrics([*self.metrics, traffic]))
+        return replace(done, total=done.total.to(self.vector.device))
+
+    def _next(self, seconds: float) -> None:
+        event = self.star.next_event(seconds)
+        if event is not None:
+            self._answer(*event)
+
+    def _recall(self) -> None:
+        """Shares that nobody trains any more wait again."""
+        for number, share in list(self.running.items()):
+            share.holders = [h for h in share.holders if h in self.star.children and h.share is share]
+            if not share.holders:
+                self.waiting.append(Share(job=self.running.pop(number).job))
+
+    def _hand_out(self) -> None:
+        idle = [c for c in self.star.children if c.share is None and c.workers > 0]
+        if not idle:
+            return
+        if self.waiting:
+            usual = self._usual_speed() or 1.0
+            speeds = [(c.speed or usual) * c.workers for c in idle]
+            if self.waiting[0].job.group_rounds > 1:
+                parts = divide(np.array([s.work for s in self.waiting]), speeds)
+                chosen = [(child, self.waiting[part[0]]) for child, part in zip(idle, parts, strict=True) if len(part)]
+                self.waiting = [s for s in self.waiting if all(s is not taken for _, taken in chosen)]
+            else:
+                whole = _joined(s.job for s in self.waiting)
+                parts = divide(whole.sizes, speeds)
+                self.waiting = []
+                chosen = [
+                    (child, Share(job=whole.part(part))) for child, part in zip(idle, parts, strict=True) if len(part)
+                ]
+            for child, share in chosen:
+                self._give(child, share)
+            return
+        usual = self._usual_speed()
+        late = [s for s in self.running.values() if len(s.holders) == 1 and s.overdue(self.star.slow_factor, usual)]
+        if late:
+            share, helper = late[0], max(idle, key=lambda c: (c.speed or 0.0) * c.workers)
+            log.info(
+                f"{share.holders[0].name} is slow; {helper.name} trains its {len(share.job.cohort)} clients as well"
+            )
+            self._give(helper, share)
+
+    def _give(self, child: Child, share: Share) -> None:
+        if share.number < 0:
+            self.star.num_shares += 1
+            share.number = self.star.num_shares
+            self.running[share.number] = share
+        share.holders.append(child)
+        child.share, child.begun = share, time.monotonic()
+        child.link.send(share_message(share))
+
+    def _answer(self, child: Child, message: Message) -> None:
+        share, child.share = child.share, None
+        if share is None or message.fields.get("share") != share.number:
+            self.star.drop(child, f"it answered {message.kind!r} to nothing that was asked")
+            return
+        wanted = self.running.get(share.number) is share
+        if message.kind == "result":
+            pace = share.work / max(1e-9, time.monotonic() - child.begun) / max(1, child.workers)
+            child.speed = pace if child.speed is None else 0.5 * (child.speed + pace)
+            if wanted:
+                try:
+                    partial = partial_of(message, share.job, None if self.average is None else self.average.total)
+                except ValueError as error:
+                    self.star.drop(child, str(error))
+                    return
+                del self.running[share.number]
+                self._merge(partial)
+        elif message.kind == "failed" and message.fields.get("blame") == "run":
+            if wanted:
+                raise ValueError(str(message.fields.get("reason")))
+        elif message.kind == "declined":
+            child.workers = 0
+        else:
+            self.star.drop(child, str(message.fields.get("reason", f"it sent {message.kind!r}")))
+
+    def _usual_speed(self) -> float | None:
+        known = [c.speed for c in self.star.children if c.speed is not None]
+        return float(np.median(known)) if known else None
+
+    def _all_overdue(self) -> bool:
+        """Whether nothing can be hoped for: everything has been given out, and all of it is late."""
+        usual = self._usual_speed()
+        shares = self.running.values()
+        return self.star.own is not None and all(s.overdue(self.star.slow_factor, usual) for s in shares)
+
+    def _train_here(self) -> None:
+        own = self.star.own
+        if own is None:
+            raise NoWorkers("no worker is left below this node")
+        if self.waiting:
+            share = self.waiting.pop()
+            if share.job.group_rounds == 1 and len(share.job.cohort) > 1:
+                pieces = divide(share.job.sizes, [1.0] * _OWN_PIECES)
+                rest = np.setdiff1d(np.arange(len(share.job.cohort)), pieces[0])
+                self.waiting.append(Share(job=share.job.part(rest)))
+                share = Share(job=share.job.part(pieces[0]))
+        else:
+            share = self.running.pop(min(self.running))
+        log.warning(f"round {share.job.round}: the server trains {len(share.job.cohort)} clients itself")
+        partial = own.run_round(replace(share.job, broadcast=self.vector))
+        self._merge(replace(partial, total=partial.total.cpu()))
+
+    def _merge(self, partial: PartialAverage) -> None:
+        if self.average is None:
+            self.average = OnlineAverage(len(partial.total), scale=partial.scale)
+        self.average.merge(partial)
+        self.metrics.append(partial.metrics)
+
+
+def _joined(jobs: Iterable[Job]) -> Job:
+    first, *rest = jobs
+    if not rest:
+        return first
+    cohort = np.concatenate([first.cohort, *(j.cohort for j in rest)])
+    return replace(first, cohort=cohort, sizes=np.concatenate([first.sizes, *(j.sizes for j in rest)]))
+
+
+def share_message(share: Share) -> Message:
+    """A share as it travels down."""
+    job = share.job
+    return Message(
+        kind="job",
+        fields={
+            "share": share.number,
+            "round": job.round,
+            "scale": job.scale,
+            "group_rounds": job.group_rounds,
+            "prelude": job.prelude,
+        },
+        tensors={
+            "cohort": torch.from_numpy(job.cohort),
+            "sizes": torch.from_numpy(job.sizes),
+            "broadcast": job.broadcast,
+        },
+    )
+
+
+def job_of(message: Message) -> Job:
+    """The inverse of `share_message`."""
+    fields, tensors = message.fields, message.tensors
+    return Job(
+        round=fields["round"],
+        scale=fields["scale"],
+        group_rounds=fields["group_rounds"],
+        prelude=fields["prelude"],
+        cohort=tensors["cohort"].numpy(),
+        sizes=tensors["sizes"].numpy(),
+        broadcast=tensors["broadcast"],
+    )
+
+
+def result_message(partial: PartialAverage, number: int) -> Message:
+    """A partial average as it travels up."""
+    fields = {"share": number, "weight": partial.weight, "scale": partial.scale, "metrics": partial.metrics}
+    return Message(kind="result", fields=fields, tensors={"total": partial.total})
+
+
+def partial_of(message: Message, job: Job, like: Tensor | None) -> PartialAverage:
+    """The inverse of `result_message`; `like`: the total of other shares of the round, if there are any.
+
+    Raises:
+        ValueError: it is not the result of this job.
+    """
+    fields, total = message.fields, message.tensors.get("total")
+    metrics, weight = fields.get("metrics"), fields.get("weight")
+    if total is None or total.dtype != torch.float64 or (like is not None and total.shape != like.shape):
+        raise ValueError("it sent an average of another model")
+    if fields.get("scale") != job.scale or not isinstance(metrics, dict) or not isinstance(weight, float):
+        raise ValueError("it sent an average without weight, scale and metrics")
+    if not all(isinstance(value, int | float) for value in metrics.values()):
+        raise ValueError("it sent metrics that are not numbers")
+    if not 0 < weight <= job.scale or not torch.isfinite(total).all():
+        raise ValueError("it sent an average that is not finite")
+    return PartialAverage(total=total, weight=weight, scale=job.scale, metrics=metrics)

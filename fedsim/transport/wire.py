@@ -1,0 +1,163 @@
+"""Messages between two nodes: a header of int64, JSON, raw tensors. Nothing that arrives is ever unpickled.
+
+A message is, in this order: five int64 (a magic number, the version of the protocol, the bytes of the JSON, the bytes
+of all tensors, the number of messages sent before on this pair); the JSON as uint8, with the kind, the fields, and
+name, dtype and shape of each tensor; the bytes of the tensors. A header without JSON is a heartbeat. Tensors travel in
+pieces, so that "nothing has moved for so many seconds" means the same for a model of any size. Numbers are in the
+byte order of the machine: nodes of different byte order misread the magic number and part.
+"""
+
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+PROTOCOL = 1
+_MAGIC = 0x6D_69_73_64_65_66  # "fedsim", little end first
+_HEADER = 5
+_MAX_JSON = 1 << 24
+_PIECE = 1 << 23
+_DTYPES = {
+    name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16", "int64", "int32", "uint8")
+}
+
+
+class WireError(Exception):
+    """What arrived is not a message, or is larger than allowed."""
+
+
+class Pair(Protocol):
+    """Two nodes with an ordered stream each way. Both calls wait, and raise RuntimeError when the peer is gone."""
+
+    def send(self, tensor: Tensor) -> None:
+        """Send a contiguous CPU tensor."""
+        ...
+
+    def receive(self, tensor: Tensor) -> None:
+        """Fill a contiguous CPU tensor with what the peer sends next, which must be as long."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Message:
+    """What one node tells another.
+
+    Attributes:
+        kind: what it is about, for example "job".
+        fields: values that JSON can hold; floats arrive bit for bit.
+        tensors: by name; they arrive as CPU tensors.
+    """
+
+    kind: str
+    fields: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Wire:
+    """Writes and reads messages on a pair. One thread may send while another receives.
+
+    Args:
+        pair: the peer.
+        limit: bytes of tensors that a message may bring; it may be raised later.
+    """
+
+    def __init__(self, pair: Pair, *, limit: int = 0) -> None:
+        self.pair, self.limit = pair, limit
+        self.sent = self.received = 0  # messages
+        self.bytes_sent = self.bytes_received = 0
+
+    def _send(self, tensor: Tensor) -> None:
+        self.pair.send(tensor)
+        self.bytes_sent += tensor.nbytes
+
+    def _receive(self, tensor: Tensor) -> Tensor:
+        self.pair.receive(tensor)
+        self.bytes_received += tensor.nbytes
+        return tensor
+
+    def send(self, message: Message | None) -> None:
+        """Send a message; None is a heartbeat.
+
+        Raises:
+            RuntimeError: the peer is gone.
+        """
+        text, tensors = b"", []
+        if message is not None:
+            tensors = [t.detach().cpu().contiguous() for t in message.tensors.values()]
+            about = [
+                [name, str(t.dtype).removeprefix("torch."), list(t.shape)]
+                for name, t in zip(message.tensors, tensors, strict=True)
+            ]
+            text = json.dumps({"kind": message.kind, "fields": message.fields, "tensors": about}).encode()
+            assert len(text) <= _MAX_JSON, "large values travel as tensors"
+        size = sum(t.nbytes for t in tensors)
+        self._send(torch.tensor([_MAGIC, PROTOCOL, len(text), size, self.sent], dtype=torch.int64))
+        self.sent += 1
+        if text:
+            self._send(torch.frombuffer(bytearray(text), dtype=torch.uint8))
+        for tensor in tensors:
+            for piece in _pieces(tensor):
+                self._send(piece)
+
+    def receive(self) -> Message | None:
+        """Wait for the next message; None is a heartbeat.
+
+        Raises:
+            WireError: what came is no message of this protocol, or too large; nothing of its size was allocated.
+            RuntimeError: the peer is gone, or has been silent for too long.
+        """
+        magic, protocol, num_json, num_bytes, number = self._receive(torch.empty(_HEADER, dtype=torch.int64)).tolist()
+        if magic != _MAGIC:
+            raise WireError("the header is not one of fedsim")
+        if protocol != PROTOCOL:
+            raise WireError(f"protocol version {protocol}, this node speaks {PROTOCOL}")
+        if number != self.received:
+            raise WireError(f"message {number} came where message {self.received} was due")
+        if not 0 <= num_json <= _MAX_JSON or not 0 <= num_bytes <= self.limit:
+            raise WireError(
+                f"a message of {num_json} bytes of JSON and {num_bytes} bytes of tensors, "
+                f"{_MAX_JSON} and {self.limit} are allowed"
+            )
+        self.received += 1
+        if not num_json:
+            if num_bytes:
+                raise WireError("tensors without a description")
+            return None
+        text = self._receive(torch.empty(num_json, dtype=torch.uint8)).numpy().tobytes()
+        kind, fields, described = _parse(text, num_bytes)
+        tensors = {}
+        for name, dtype, shape in described:
+            tensors[name] = torch.empty(shape, dtype=dtype)
+            for piece in _pieces(tensors[name]):
+                self._receive(piece)
+        return Message(kind=kind, fields=fields, tensors=tensors)
+
+
+def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Views of the bytes of a contiguous tensor."""
+    return tensor.view(-1).view(torch.uint8).split(_PIECE) if tensor.numel() else ()
+
+
+def _parse(text: bytes, num_bytes: int) -> tuple[str, dict[str, Any], list[tuple[str, torch.dtype, list[int]]]]:
+    """Kind, fields, and (name, dtype, shape) of each tensor of a message with `num_bytes` of tensors."""
+    try:
+        about = json.loads(text)
+        kind, fields = about["kind"], about["fields"]
+        described = [(name, _DTYPES[dtype], shape) for name, dtype, shape in about["tensors"]]
+        if not isinstance(kind, str) or not isinstance(fields, dict):
+            raise WireError("a message needs a kind and fields")
+        total = 0
+        for name, dtype, shape in described:
+            if not isinstance(name, str) or not isinstance(shape, list) or len(shape) > 8:
+                raise WireError("a tensor is described wrongly")
+            if not all(type(n) is int and 0 <= n < 1 << 31 for n in shape):
+                raise WireError(f"tensor {name!r} has the impossible shape {shape}")
+            total += math.prod(shape) * dtype.itemsize
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise WireError(f"the description of a message is damaged ({type(error).__name__})") from None
+    if total != num_bytes:
+        raise WireError(f"the tensors of {kind!r} are described with {total} bytes, the header says {num_bytes}")
+    return kind, fields, described

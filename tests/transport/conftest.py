@@ -1,0 +1,180 @@
+"""A star and its workers in one process: threads in the place of processes, real links between them."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+
+from fedsim import LocalConfig, ServerConfig, Simulation, __version__
+from fedsim.algorithms import fedavg
+from fedsim.models import logistic
+from fedsim.simulation import build_model
+from fedsim.train.serial import SerialTrainer
+from fedsim.transport.base import Transport
+from fedsim.transport.identity import Identity, layout_hash
+from fedsim.transport.inprocess import InProcess
+from fedsim.transport.join import listen
+from fedsim.transport.scheduler import Scheduler
+from fedsim.transport.star import Star
+from fedsim.transport.worker import Built, Worker
+
+SECRET = b"0123456789abcdef"
+SIZES = [3, 17, 40, 8, 25, 0, 12, 31, 9, 22]
+LOCAL = LocalConfig(learning_rate=0.1, batch_size=5)
+
+
+@dataclass
+class Net:
+    """A run whose rounds go to workers; `worker` and `scheduler` add nodes, `run` ends in the final vector."""
+
+    make_dataset: Callable[..., Any]
+    settings: dict[str, Any] = field(default_factory=dict)
+    timeout: float = 30.0
+    expected: int = 0
+    stars: list[Star] = field(default_factory=list)
+    threads: list[threading.Thread] = field(default_factory=list)
+    errors: list[Exception] = field(default_factory=list)
+    workers: list[Worker] = field(default_factory=list)
+
+    def simulation(self, transport=None, **server) -> Simulation:
+        rounds = ServerConfig(**{"num_rounds": 4, "clients_per_round": 7, "evaluate_every": 0, **server})
+        return Simulation(
+            self.make_dataset(SIZES),
+            logistic,
+            local=LOCAL,
+            server=rounds,
+            trainer=SerialTrainer,
+            transport=transport,
+            device="cpu",
+        )
+
+    def identity(self, dataset, model, **changes) -> Identity:
+        about: dict[str, Any] = {
+            "config": {}, "comparable": {"seed": 0, "local.batch_size": 5}, "config_hash": "c", "version": __version__,
+            "dataset": dataset.fingerprint(), "layout": layout_hash(model.layout, model.vector.dtype),
+            "size": model.layout.size, "num_clients": dataset.num_clients,
+        }  # fmt: skip
+        return Identity(**{**about, **changes})
+
+    def star(self, simulation: Simulation) -> Transport:
+        star = Star(
+            listen("127.0.0.1:0"),
+            secret=SECRET,
+            identity=self.identity(simulation.dataset, simulation.model),
+            own=simulation.own,
+            timeout=self.timeout,
+            join_seconds=120,
+            expected=lambda: self.expected,
+            **self.settings,
+        )
+        self.stars.append(star)
+        return star
+
+    def start(self, node: Worker | Scheduler) -> None:
+        def run() -> None:
+            try:
+                node.run()
+            except (ValueError, OSError) as error:
+                self.errors.append(error)
+
+        self.workers.append(node if isinstance(node, Worker) else node.worker)
+        self.threads.append(threading.Thread(target=run, daemon=True))
+        self.threads[-1].start()
+
+    def worker(self, address: str, **changes) -> Worker:
+        sizes, wrap = changes.pop("sizes", SIZES), changes.pop("wrap", lambda own: own)
+
+        def build(identity: Identity, upstream: list[str]) -> Built:
+            dataset = self.make_dataset(sizes)
+            model = build_model(dataset, logistic, seed=0, device="cpu")
+            trainer = SerialTrainer(dataset, model, fedavg(), LOCAL, seed=0)
+            own = InProcess(trainer, dataset.train, LOCAL, seed=0)
+            ours = self.identity(dataset, model)
+            ready = {"config_hash": ours.config_hash, "dataset": ours.dataset, "layout": ours.layout}
+            return Built(transport=wrap(own), device=torch.device("cpu"), ready=lambda: ready)
+
+        about = {"secret": SECRET, "name": f"w{len(self.workers)}", "version": __version__, "claims": None}
+        node = Worker([address], build=build, timeout=self.timeout, **{"join_seconds": 120, **about, **changes})
+        self.start(node)
+        return node
+
+    def scheduler(self, address: str) -> tuple[Scheduler, str]:
+        listener = listen("127.0.0.1:0")
+        host, port = listener.getsockname()
+        node = Scheduler(
+            [address], listener, secret=SECRET, name=f"s{len(self.workers)}", version=__version__, claims=None,
+            timeout=self.timeout, join_seconds=120, slow_factor=3,
+        )  # fmt: skip
+        self.start(node)
+        return node, f"{host}:{port}"
+
+    def await_children(self, count: int) -> None:
+        """Wait, between two rounds, until so many nodes are there."""
+        deadline = time.monotonic() + 120
+        while len(self.stars[0].children) < count:
+            assert time.monotonic() < deadline, "they did not come back"
+            self.stars[0].next_event(0.05)
+
+    def run(self, simulation: Simulation, between: Callable[[int], None] = lambda round: None) -> torch.Tensor:
+        """Gather the expected workers, run to the end, close; `between` is called after each round."""
+        try:
+            self.stars[0].gather()
+            for metrics in simulation.rounds():
+                between(metrics["round"])
+        finally:
+            simulation.close()
+        return simulation.server.vector
+
+    def reference(self, **server) -> torch.Tensor:
+        """The final vector of the same run in one process."""
+        simulation = self.simulation(**server)
+        for _ in simulation.rounds():
+            pass
+        return simulation.server.vector
+
+    def close(self) -> None:
+        for star in self.stars:
+            if star.door.open:
+                star.close()
+        for worker in self.workers:
+            worker.join_seconds = 0.0  # one that has lost its link waits for nobody now
+        for thread in self.threads:
+            thread.join(120)
+        assert not any(thread.is_alive() for thread in self.threads), "a node did not end"
+
+
+@pytest.fixture
+def net(make_dataset) -> Iterator[Net]:
+    net = Net(make_dataset)
+    yield net
+    net.close()
+
+
+@pytest.fixture
+def eventually() -> Callable[[Callable[[], object]], None]:
+    """Waits until something is true."""
+
+    def wait(condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 120
+        while not condition():
+            assert time.monotonic() < deadline, "it did not happen"
+            time.sleep(0.01)
+
+    return wait
+
+
+@pytest.fixture
+def is_open() -> Callable[[str], bool]:
+    """Whether somebody listens at HOST:PORT."""
+
+    def probe(address: str) -> bool:
+        host, _, port = address.rpartition(":")
+        with socket.socket() as sock:
+            return sock.connect_ex((host, int(port))) == 0
+
+    return probe

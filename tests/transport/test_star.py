@@ -1,0 +1,308 @@
+"""A star with workers and schedulers on real links: the same bits as one process, whoever joins, dies or errs."""
+
+import logging
+import random
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from fedsim.transport.join import Refused
+from fedsim.transport.worker import Built
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_workers_end_in_the_bits_of_one_process(net, is_open, num_workers):
+    simulation = net.simulation(net.star)
+    net.expected = num_workers
+    address = simulation.transport.address
+    for _ in range(num_workers):
+        net.worker(address)
+    seen = []
+    own = simulation.transport.own
+    own.run_round = None  # the server itself trains nothing
+    vector = net.run(simulation, lambda round: seen.append(round))
+    assert torch.equal(vector, net.reference())
+    assert seen == [1, 2, 3, 4]
+    net.close()
+    assert net.errors == []
+    assert not is_open(address)
+
+
+def test_a_tree_of_three_levels_ends_in_the_same_bits_and_sends_one_vector_up(net):
+    simulation = net.simulation(net.star)
+    net.expected = 4
+    top = simulation.transport
+    _, west = net.scheduler(top.address)
+    _, east = net.scheduler(top.address)
+    _, far = net.scheduler(east)
+    for address in (west, west, far, far):
+        net.worker(address)
+    top.own.run_round = None
+    top.gather()
+    rows = list(simulation.rounds())
+    simulation.close()
+    assert torch.equal(simulation.server.vector, net.reference())
+    names = {name.removeprefix("bytes_up/") for name in rows[-1] if name.startswith("bytes_up/")}
+    assert names == {worker.name for worker in net.workers}
+    vector_bytes = 8 * len(simulation.server.vector)
+    for row in rows[1:]:
+        for child in ("s0", "s1"):
+            assert vector_bytes <= row[f"bytes_up/{child}"] < vector_bytes + 2000  # headers, JSON, heartbeats
+
+
+def test_groups_do_several_rounds_among_themselves_wherever_they_train(net):
+    settings = {"num_groups": 3, "group_rounds": 2}
+    simulation = net.simulation(net.star, **settings)
+    star = net.stars[0]
+    net.expected = 3
+    _, west = net.scheduler(star.address)
+    for address in (west, west, star.address):
+        net.worker(address)
+    star.own.run_round = None
+    vector = net.run(simulation)
+    assert torch.equal(vector, net.reference(**settings))
+    assert not torch.equal(vector, net.reference())
+
+
+def test_one_group_of_all_clients_is_as_many_plain_rounds(net):
+    """With one group, R global rounds of k group rounds are R k rounds of FedAvg, if everybody takes part."""
+    grouped = net.reference(num_rounds=2, clients_per_round=10, num_groups=1, group_rounds=3)
+    plain = net.reference(num_rounds=6, clients_per_round=10)
+    torch.testing.assert_close(grouped, plain, atol=1e-6, rtol=1e-6)
+
+
+class Dying:
+    """Trains until `fatal(job)`; then its link breaks in the middle of the round."""
+
+    def __init__(self, own, fatal, fail):
+        self.own, self.fatal, self.fail = own, fatal, fail
+
+    def run_round(self, job):
+        if self.fatal(job):
+            self.fail()
+        return self.own.run_round(job)
+
+    def close(self):
+        self.own.close()
+
+
+def test_workers_that_lose_their_link_in_a_round_change_nothing_and_come_back(net, caplog):
+    simulation = net.simulation(net.star, num_rounds=12)
+    net.expected = 3
+    address = simulation.transport.address
+    nodes = []
+    for i in range(3):
+        rounds = [2, 4, 99] if i else [3, 99]  # at the first share from that round on
+        nodes.append(
+            net.worker(address, wrap=lambda own, i=i, rounds=rounds: Dying(
+                own, lambda job: job.round >= rounds[0] and rounds.pop(0), lambda: nodes[i].link.abort()
+            ))
+        )  # fmt: skip
+    vector = net.run(simulation, lambda round: net.await_children(3))
+    assert torch.equal(vector, net.reference(num_rounds=12))
+    assert sum("lost w" in record.message and "closed" in record.message for record in caplog.records) == 5
+
+
+def test_twenty_rounds_of_chaos_change_nothing(net):
+    """Four workers; in a seeded tenth of the shares the link breaks, in a tenth the work is slow; others join late."""
+    net.settings = {"slow_factor": 2.0}
+    simulation = net.simulation(net.star, num_rounds=20)
+    net.expected = 4
+    address = simulation.transport.address
+    rng = random.Random(3)
+
+    def start() -> None:
+        nodes = []
+
+        def disturb():
+            if rng.random() < 0.5:
+                nodes[0].link.abort()
+            else:
+                time.sleep(0.2)
+
+        nodes.append(net.worker(address, wrap=lambda own: Dying(own, lambda job: rng.random() < 0.2, disturb)))
+
+    for _ in range(4):
+        start()
+
+    def between(round):
+        if round in (6, 13):
+            start()
+        if round == 9:
+            net.workers[0].join_seconds = 0.1  # and one leaves for good
+            net.workers[0].first = ["127.0.0.1:1"]
+            net.workers[0].link.abort()
+
+    begin = time.monotonic()
+    assert torch.equal(net.run(simulation, between), net.reference(num_rounds=20))
+    assert time.monotonic() - begin < 300
+
+
+def test_without_workers_the_server_trains_and_late_ones_take_part(net, eventually):
+    simulation = net.simulation(net.star, num_rounds=6)
+    star = simulation.transport
+
+    def between(round):
+        if round == 2:
+            net.worker(star.address)
+            eventually(lambda: not star.events.empty())
+        if round == 4:
+            assert star.children[0].speed is not None
+            star.own.run_round = None
+
+    assert torch.equal(net.run(simulation, between), net.reference(num_rounds=6))
+
+
+def test_a_slow_worker_is_overtaken(net):
+    net.settings = {"slow_factor": 1.5}
+    simulation = net.simulation(net.star)
+    net.expected = 2
+    address = simulation.transport.address
+    wake = threading.Event()
+
+    def dawdle():
+        assert wake.wait(600)
+
+    net.worker(address, wrap=lambda own: Dying(own, lambda job: job.round == 2, dawdle))
+    net.worker(address)
+    begin = time.monotonic()
+    simulation.transport.own.run_round = None
+    try:
+        vector = net.run(simulation)
+    finally:
+        wake.set()
+    assert torch.equal(vector, net.reference())
+    assert time.monotonic() - begin < 300
+
+
+def test_a_client_that_is_not_finite_ends_the_run_as_in_one_process(net):
+    simulation = net.simulation(net.star)
+    net.expected = 2
+    for _ in range(2):
+        net.worker(simulation.transport.address)
+    simulation.server.vector.fill_(1e38)
+    with pytest.raises(ValueError, match=r"round 1: the (loss|update) of client \d+ \(client_\d+\) is not finite"):
+        net.run(simulation)
+
+
+def test_a_worker_whose_device_fails_is_replaced(net, caplog):
+    simulation = net.simulation(net.star)
+    net.expected = 2
+    address = simulation.transport.address
+
+    def fail():
+        raise RuntimeError("CUDA out of memory")
+
+    net.worker(address, wrap=lambda own: Dying(own, lambda job: job.round == 2, fail), join_seconds=0.5)
+    net.worker(address)
+    assert torch.equal(net.run(simulation), net.reference())
+    assert "lost w0: RuntimeError: CUDA out of memory" in caplog.text
+
+
+def test_the_children_of_a_dead_scheduler_go_to_the_server(net, eventually):
+    simulation = net.simulation(net.star, num_rounds=5)
+    star = simulation.transport
+    net.expected = 2
+    scheduler, address = net.scheduler(star.address)
+    for _ in range(2):
+        net.worker(address)
+
+    def between(round):
+        if round == 2:
+            scheduler.worker.join_seconds, scheduler.worker.first = 0.1, ["127.0.0.1:1"]
+            scheduler.worker.upstream = []
+            scheduler.star.close = lambda: None  # it dies without a word
+            scheduler.star.door.close()
+            for link in [scheduler.worker.link, *scheduler.star.links]:
+                link.abort()
+            star.own.run_round = None
+            eventually(lambda: star.next_event(0) is None and {c.name for c in star.children} == {"w1", "w2"})
+
+    assert torch.equal(net.run(simulation, between), net.reference(num_rounds=5))
+    eventually(lambda: net.errors)
+    assert "127.0.0.1:1 does not answer" in str(net.errors[0])
+
+
+REFUSALS = {
+    "another secret": ({"secret": b"another-secret-16"}, "its shared secret is another one"),
+    "another version": ({"version": "0.0.1"}, "it runs fedsim 0.0.1, this run fedsim"),
+    "another configuration": (
+        {"claims": {"seed": 1, "local.batch_size": 5}}, "its configuration differs in seed (1 there, 0 here)",
+    ),
+    "other data": ({"sizes": [5] * 10}, "its data is not that of this run"),
+}  # fmt: skip
+
+
+def test_unfit_workers_are_refused_with_the_reason_and_the_run_goes_on(net, caplog, eventually):
+    caplog.set_level(logging.WARNING)
+    simulation = net.simulation(net.star)
+    for changes, _ in REFUSALS.values():
+        net.worker(simulation.transport.address, **changes)
+    eventually(lambda: len(net.errors) == len(REFUSALS))
+    for _, reason in REFUSALS.values():
+        (error,) = [e for e in net.errors if reason in str(e)]
+        assert isinstance(error, Refused)
+        assert "\n" not in str(error)
+        assert reason in caplog.text
+    assert torch.equal(net.run(simulation), net.reference())
+    assert not simulation.transport.children
+
+
+def test_a_node_that_cannot_build_says_so_and_ends(net, caplog, eventually):
+    simulation = net.simulation(net.star)
+    node = net.worker(simulation.transport.address, wrap=lambda own: own)
+
+    def build(identity, upstream) -> Built:
+        raise ValueError("data.root is missing")
+
+    node.build = build
+    eventually(lambda: net.errors or simulation.transport.children or not simulation.transport.events.empty())
+    if net.errors:  # else it was built before the test got there
+        assert "data.root is missing" in str(net.errors[0])
+        eventually(lambda: "w0 cannot work: data.root is missing" in caplog.text)
+    net.run(simulation)
+
+
+def test_random_bytes_at_the_ports_change_nothing(net):
+    simulation = net.simulation(net.star)
+    net.expected = 1
+    star = simulation.transport
+    net.worker(star.address)
+    host, _, port = star.address.rpartition(":")
+    rng = random.Random(0)
+
+    def throw(round: int) -> None:
+        for size in (1, 9, 300, 5000):
+            with socket.create_connection((host, int(port)), 5) as sock:
+                sock.sendall(rng.randbytes(size))
+
+    assert torch.equal(net.run(simulation, throw), net.reference())
+
+
+def test_messages_that_nobody_asked_for_end_a_link_and_not_the_run(net, eventually, caplog):
+    from fedsim.transport.wire import Message
+
+    simulation = net.simulation(net.star)
+    net.expected = 2
+    address = simulation.transport.address
+
+    class Liar(Dying):
+        def run_round(self, job):
+            partial = super().run_round(job)
+            partial.total[0] = np.nan
+            return partial
+
+    net.worker(address, wrap=lambda own: Liar(own, lambda job: False, None), join_seconds=0.5)
+    other = net.worker(address)
+
+    def between(round):
+        if round == 3:
+            other.link.send(Message(kind="result", fields={"share": 10**6}))
+
+    assert torch.equal(net.run(simulation, between), net.reference())
+    assert "lost w0: it sent an average that is not finite" in caplog.text
+    assert "lost w1: it answered 'result' to nothing that was asked" in caplog.text

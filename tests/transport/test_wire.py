@@ -1,0 +1,140 @@
+"""Messages: what goes in comes out bit for bit, and what is not a message is refused before anything is allocated."""
+
+import json
+import math
+from collections import deque
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fedsim.transport.wire import _MAGIC, PROTOCOL, Message, Wire, WireError
+
+
+class Tape:
+    """A pair that hears what it said; `spoil` changes the pieces on their way."""
+
+    def __init__(self) -> None:
+        self.pieces: deque[Tensor] = deque()
+
+    def send(self, tensor: Tensor) -> None:
+        self.pieces.append(tensor.clone())
+
+    def receive(self, tensor: Tensor) -> None:
+        if not self.pieces:
+            raise RuntimeError("Connection closed by peer")
+        piece = self.pieces.popleft()
+        if piece.nbytes != tensor.nbytes:
+            raise RuntimeError("lengths differ")
+        tensor.view(torch.uint8).copy_(piece.view(torch.uint8))
+
+
+def tensors() -> st.SearchStrategy[Tensor]:
+    shapes = st.lists(st.integers(0, 4), max_size=3)
+    dtypes = st.sampled_from([torch.float64, torch.float32, torch.int64, torch.uint8, torch.bfloat16])
+    return st.builds(lambda s, d: torch.randint(0, 255, s).to(d) if s else torch.tensor(7).to(d), shapes, dtypes)
+
+
+values = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_subnormal=False)
+    | st.text(max_size=20)
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.text(max_size=10),
+    st.dictionaries(st.text(max_size=5), values, max_size=4),
+    st.dictionaries(st.text(max_size=5), tensors(), max_size=3),
+)
+def test_a_message_arrives_as_it_was_sent(kind, fields, named):
+    wire = Wire(Tape(), limit=1 << 20)
+    wire.send(None)
+    wire.send(Message(kind=kind, fields=fields, tensors=named))
+    assert wire.receive() is None
+    got = wire.receive()
+    assert got is not None
+    assert (got.kind, got.fields) == (kind, fields)
+    assert list(got.tensors) == list(named)
+    for name, tensor in named.items():
+        assert got.tensors[name].dtype == tensor.dtype
+        assert torch.equal(got.tensors[name], tensor)
+    assert wire.bytes_sent == wire.bytes_received
+
+
+def test_large_tensors_travel_in_pieces_and_nan_keeps_its_bits():
+    tape = Tape()
+    wire = Wire(tape, limit=1 << 25)
+    big = torch.arange(3_000_001, dtype=torch.int64)
+    odd = torch.tensor([math.nan, -0.0, math.inf], dtype=torch.float32)
+    wire.send(Message(kind="x", tensors={"big": big, "odd": odd}))
+    assert len(tape.pieces) == 2 + 3 + 1  # header, JSON; 24 MB in pieces of 8 MiB; the small one
+    got = wire.receive()
+    assert got is not None
+    assert torch.equal(got.tensors["big"], big)
+    assert torch.equal(got.tensors["odd"].view(torch.int32), odd.view(torch.int32))
+
+
+def header(*, magic=_MAGIC, protocol=PROTOCOL, num_json=0, num_bytes=0, number=0) -> Tensor:
+    return torch.tensor([magic, protocol, num_json, num_bytes, number])
+
+
+BAD_HEADERS = {
+    "random": (torch.tensor([1, 2, 3, 4, 5]), "not one of fedsim"),
+    "version": (header(protocol=99), "protocol version 99, this node speaks 1"),
+    "out of order": (header(number=3), "message 3 came where message 0 was due"),
+    "huge JSON": (header(num_json=1 << 60), "are allowed"),
+    "huge tensors": (header(num_json=2, num_bytes=1 << 60), "are allowed"),
+    "negative": (header(num_json=-1), "are allowed"),
+    "bytes of nothing": (header(num_bytes=8), "without a description"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_HEADERS)
+def test_a_bad_header_is_refused(name):
+    tape = Tape()
+    tape.send(BAD_HEADERS[name][0])
+    with pytest.raises(WireError, match=BAD_HEADERS[name][1]):
+        Wire(tape, limit=100).receive()
+
+
+GOOD = {"kind": "x", "fields": {}, "tensors": [["a", "float32", [2]]]}
+BAD_JSON = {
+    "not JSON": b"\xff{",
+    "a list": b"[]",
+    "no kind": json.dumps({**GOOD, "kind": 3}).encode(),
+    "no fields": json.dumps({**GOOD, "fields": []}).encode(),
+    "unknown dtype": json.dumps({**GOOD, "tensors": [["a", "object", [2]]]}).encode(),
+    "negative shape": json.dumps({**GOOD, "tensors": [["a", "float32", [-2]], ["b", "float32", [4]]]}).encode(),
+    "huge shape of nothing": json.dumps({**GOOD, "tensors": [["a", "float32", [1 << 62, 0]]]}).encode(),
+    "huge product": json.dumps({**GOOD, "tensors": [["a", "float32", [1 << 30, 1 << 30, 1 << 30]]]}).encode(),
+    "boolean shape": json.dumps({**GOOD, "tensors": [["a", "float32", [True, 2]]]}).encode(),
+    "fewer bytes": json.dumps({**GOOD, "tensors": [["a", "float32", [1]]]}).encode(),
+    "too deep": b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("name", BAD_JSON)
+def test_a_bad_description_is_refused(name):
+    tape, text = Tape(), BAD_JSON[name]
+    tape.send(header(num_json=len(text), num_bytes=8))
+    tape.send(torch.frombuffer(bytearray(text), dtype=torch.uint8))
+    with pytest.raises(WireError):
+        Wire(tape, limit=100).receive()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 4))
+def test_a_message_cut_short_is_a_lost_peer(keep):
+    tape = Tape()
+    wire = Wire(tape, limit=1 << 20)
+    wire.send(Message(kind="x", tensors={"a": torch.ones(3), "b": torch.ones(2), "c": torch.ones(1)}))
+    while len(tape.pieces) > keep:
+        tape.pieces.pop()
+    with pytest.raises(RuntimeError, match="closed by peer"):
+        wire.receive()
