@@ -54,7 +54,7 @@ def test_a_resumed_run_remembers_what_was_not_sent(fedsim, tmp_path):
         (["transforms=[gaussian]"], "transforms=[gaussian]: gaussian needs clip or adaptive_clip"),
         (["transforms=[clp]"], "transforms=clp does not exist; did you mean clip? there is adaptive_clip, clip"),
         (["aggregator=bulyan", "aggregator.num_attackers=1"], "needs at least 4 f + 3 = 7 updates a round, got 5"),
-        (["aggregator=medan"], "aggregator=medan does not exist; did you mean median?"),
+        (["aggregator=medan"], "aggregator=medan does not exist; did you mean median"),
         (["attack=sign_flop"], "did you mean sign_flip?"),
         (["transforms=[clip]", "transforms.clip.max_nrm=1"], "did you mean transforms.clip.max_norm"),
         (["sampler=fixed"], "sampler=fixed needs sampler.cohorts"),
