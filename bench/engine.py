@@ -150,6 +150,7 @@ def measure(name: str, way: str, rounds: int, threads: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("--ways", nargs="+", help="only these, beside naive and limit")
     parser.add_argument("--rounds", type=int, default=6, help="rounds, the first of which is not counted")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, help="JSON file; default bench/results/engine.json")
@@ -158,6 +159,8 @@ def main() -> None:
     for name in options.workloads:
         found = []
         for way in WAYS[name]:
+            if options.ways and way not in ("naive", "limit", *options.ways):
+                continue
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 found.append(pool.apply(measure, (name, way, options.rounds, options.threads)))
         for row in found:
