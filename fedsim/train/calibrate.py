@@ -38,6 +38,8 @@ log = logging.getLogger("fedsim")
 _STEPS = 2
 # Seconds of measuring that are worth a file.
 _REMEMBERED = 0.1
+# Seconds of a serial trial of a small model.
+_SHORT = 0.2
 # A share of the run that the trials may take.
 _SHARE = 0.05
 
@@ -181,7 +183,7 @@ class Auto:
             measure(0, threads)
             allowed = min(self.max_seconds, _SHARE * num_rounds * rows[0][0])
             for count in _thread_counts(threads, trial.broadcast.device)[1:]:
-                if in_time():
+                if trial.last < _SHORT and in_time():  # only small models are faster with fewer threads
                     measure(0, count)
             count, worse = min(rows)[2], 0
             for n in _slot_counts(min(self.max_slots, len(trial.cohort))):
@@ -220,8 +222,8 @@ def _thread_counts(most: int, device: torch.device) -> list[int]:
 
 
 def _slot_counts(most: int) -> Iterator[int]:
-    """1, 4, 16 ... and `most`."""
-    n = 1
+    """4, 16 ... and `most`: time may be short, and a single slot is seldom the answer."""
+    n = 4
     while n < most:
         yield n
         n *= 4

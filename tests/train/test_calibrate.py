@@ -40,9 +40,9 @@ def simulation(dataset, trainer, *, rounds=100_000, model=logistic):
 @pytest.mark.parametrize(
     ("seconds", "expected", "measured"),
     [
-        ({0: 1.0, 1: 2.0, 4: 0.5, 8: 0.3}, 8, [0, 1, 4, 8]),
-        ({0: 1.0, 1: 2.0, 4: 3.0, 8: 0.3}, 0, [0, 1, 4]),  # twice slower: no more trials
-        ({0: 1.0, 1: 0.4, 4: 0.2, 8: 0.3}, 4, [0, 1, 4, 8]),
+        ({0: 1.0, 4: 0.5, 8: 0.3}, 8, [0, 4, 8]),
+        ({0: 1.0, 4: 3.0, 8: 2.0}, 0, [0, 4, 8]),
+        ({0: 1.0, 4: 0.2, 8: 0.3}, 4, [0, 4, 8]),
     ],
 )
 def test_a_long_run_measures_and_takes_the_fastest(make_dataset, monkeypatch, seconds, expected, measured):
@@ -99,10 +99,10 @@ def test_the_budget_bounds_the_slots_and_refuses_what_cannot_fit(make_dataset):
 
     flat = FlatModel(model(dataset.input_shape, dataset.num_classes), torch.device("cpu"))
     trial = calibrate_module._Trial(dataset, flat, fedavg(), LOCAL, np.arange(8), flat.vector.clone(), 256.0)
-    budget = (trial.footprint(1).extra + trial.footprint(4).extra) // 2
+    budget = (trial.footprint(4).extra + trial.footprint(8).extra) // 2
     assert trial.footprint(0).extra < budget
     bounded = simulation(dataset, Auto(cache=False, memory_budget=budget), model=model).choice
-    assert {row["trainer"] for row in bounded.table} == {"serial", "vectorized-1"}
+    assert {row["trainer"] for row in bounded.table} == {"serial", "vectorized-4"}
     with pytest.raises(ValueError, match=r"lower local.batch_size.*memory_budget"):
         simulation(dataset, Auto(cache=False, memory_budget=1000), model=model)
     with pytest.raises(ValueError, match="memory_budget must be"):
