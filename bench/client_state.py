@@ -20,14 +20,15 @@ from report import PeakMemory, header, print_report, release, write_report
 
 from fedsim.checkpoint import Checkpoint
 from fedsim.client_state import ClientVectors
-from fedsim.sampling import uniform
+from fedsim.sampling import Population, uniform
 
 CPU = torch.device("cpu")
 
 
 def measure(options: argparse.Namespace, ram_gib: float, folder: Path) -> dict[str, Any]:
     vectors = ClientVectors(options.size, ram_bytes=int(ram_gib * 2**30), directory=folder)
-    sample, model = uniform(options.clients, options.clients_per_round), torch.zeros(options.size)
+    population = Population(sizes=np.ones(options.clients, dtype=np.int64))
+    sample, model = uniform(population, options.clients_per_round), torch.zeros(options.size)
     last: dict[int, int] = {}
     seconds, checkpoint_seconds = [], []
     release(CPU)

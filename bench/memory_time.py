@@ -35,9 +35,9 @@ from fedsim.algorithms import fedavg
 from fedsim.config import LocalConfig
 from fedsim.data.federated import FederatedDataset, Normalise, Split
 from fedsim.data.resident import ResidentSplit
+from fedsim.initial_model import choose_device
 from fedsim.memory import peak_memory_bytes
 from fedsim.rng import stream, torch_stream
-from fedsim.simulation import choose_device
 from fedsim.train.plan import Plan, make_plan
 from fedsim.train.serial import SerialTrainer
 from fedsim.train.step import SerialStep

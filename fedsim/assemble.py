@@ -16,10 +16,11 @@ from fedsim.algorithms.base import lengths, update_size
 from fedsim.checkpoint import comparable
 from fedsim.config import Config, TransportConfig
 from fedsim.data.federated import FederatedDataset
-from fedsim.simulation import Simulation, build_model
+from fedsim.initial_model import build_model
+from fedsim.simulation import Simulation
 from fedsim.tracking.run_directory import read_trainer
 from fedsim.tracking.summary import config_hash
-from fedsim.train.calibrate import Auto, Choice
+from fedsim.train.calibrate import Auto, Choice, set_threads
 from fedsim.transport.base import Transport
 from fedsim.transport.identity import Identity, layout_hash
 from fedsim.transport.inprocess import InProcess
@@ -265,7 +266,7 @@ def run_node(
             dataset, instantiate(theirs.model), seed=theirs.seed, device=_device(config.device, place.local_rank)
         )
         if isinstance(trainer, Choice):
-            torch.set_num_threads(trainer.num_threads)
+            set_threads(trainer.num_threads)
             trainer = trainer.trainer()
         trains = trainer(dataset, model, algorithm, theirs.local, seed=theirs.seed)
         own = InProcess(trains, dataset.train, theirs.local, seed=theirs.seed)

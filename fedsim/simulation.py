@@ -7,8 +7,7 @@ for metrics in simulation.rounds():
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +24,18 @@ from fedsim.attacks import Attack
 from fedsim.checkpoint import Checkpoint
 from fedsim.client_state import ClientVectors
 from fedsim.clock import clients_asked, make_clock
-from fedsim.config import CheckpointConfig, ClientStateConfig, EvaluateConfig, LocalConfig, ServerConfig, TrackingConfig
+from fedsim.config import ClientStateConfig, EvaluateConfig, LocalConfig, ServerConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.devices import Devices
-from fedsim.evaluate import Evaluator, spread
 from fedsim.events import make_queue
+from fedsim.examine import Examiner
+from fedsim.initial_model import ModelFactory, build_model, draw_model
 from fedsim.memory import free_memory_bytes
-from fedsim.pooling import pool_in_pairs
-from fedsim.rng import torch_stream
 from fedsim.robust import Aggregator, mean
 from fedsim.sampling import Population, Sampler, cohort_size, uniform
 from fedsim.server import Metrics, Server, rounds
-from fedsim.tracking.progress import Progress
-from fedsim.tracking.run_directory import RunDirectory, read_metrics, read_trainer
-from fedsim.tracking.sinks import Run, SinkFactory, Sinks
-from fedsim.tracking.summary import summarise, versions
 from fedsim.train.base import Trainer
-from fedsim.train.calibrate import Auto, Choice
+from fedsim.train.calibrate import Auto, Choice, set_threads
 from fedsim.train.footprint import Footprint, footprint, require
 from fedsim.train.own import own_models
 from fedsim.train.serial import SerialTrainer
@@ -50,25 +44,8 @@ from fedsim.transforms import Transform
 from fedsim.transport.base import Grouped, Transport
 from fedsim.transport.inprocess import InProcess
 from fedsim.uplink import Uplink
-from fedsim.vector import FlatModel
 
 log = logging.getLogger("fedsim")
-
-ModelFactory = Callable[[tuple[int, ...], int], nn.Module]
-"""(input shape without the batch, number of classes) -> module."""
-
-
-def choose_device(name: str) -> torch.device:
-    """ "auto" is a GPU if there is one.
-
-    Raises:
-        ValueError: a GPU is asked for and there is none.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device={name}, but PyTorch sees no GPU here; use device=auto or device=cpu")
-    return torch.device(name)
 
 
 class Simulation:
@@ -125,9 +102,9 @@ class Simulation:
             dataset = attack.poison(dataset, attack.attackers(dataset.num_clients, seed))
         self.dataset, self.config, self.seed, self.algorithm, self.local = dataset, server, seed, algorithm, local
         self.model = build_model(dataset, model, seed=seed, device=device)
+        self.examiner = Examiner(dataset, self.model, max_samples=evaluate.max_samples, seed=seed)
         population = Population(sizes=dataset.train.sizes, losses=self._losses)
         drawn = sampler(population, clients_asked(server, dataset.num_clients))
-        self._training: Evaluator | None = None  # of `_losses`
         self.uplink: Uplink | None = None
         if aggregator != mean() or transforms or attack is not None:
             if algorithm.prelude is not None or algorithm.asynchronous is not None:
@@ -153,11 +130,14 @@ class Simulation:
         self.choice = trainer if isinstance(trainer, Choice) else None
         self._factory = SerialTrainer if isinstance(trainer, Auto | Choice) else trainer
         if self.choice is not None:
-            torch.set_num_threads(self.choice.num_threads)
+            set_threads(self.choice.num_threads)
         self.own = InProcess(self._make_trainer(), dataset.train, local, seed=seed)
         made = None if devices is None else devices(dataset.num_clients, dataset.client_ids, seed)
         down, up = traffic(algorithm, self.model)
-        begin = {"draw": lambda i: _draw(model, dataset, seed, i).to(self.model.device), "schedule": server.schedule}
+        begin = {
+            "draw": lambda i: draw_model(model, dataset, seed, i).to(self.model.device),
+            "schedule": server.schedule,
+        }
         if algorithm.asynchronous is None:
             self.server = Server(
                 self.model.vector.clone(),
@@ -200,19 +180,11 @@ class Simulation:
             )
             if self.choice.num_slots:
                 self.own.trainer = self._make_trainer()
-            torch.set_num_threads(self.choice.num_threads)
+            set_threads(self.choice.num_threads)
             self.model.load(self.server.vector)
         self._client_state = client_state
         self._limit()
-        self.central = (
-            None
-            if dataset.test is None or not dataset.test.num_samples
-            else Evaluator(dataset, dataset.test, self.model)
-        )
-        self.preview = None if self.central is None else self.central.draw(evaluate.max_samples, seed)
-        # (round, split, losses, hits) of the last evaluation on whole splits
-        self._evaluated: tuple[int, Evaluator, Any, Any] | None = None
-        if self.central is None and server.stops_early:
+        if self.examiner.test is None and server.stops_early:
             raise ValueError(f"server.stop_at_accuracy and server.patience need a test set; {dataset.name} has none")
         self.accuracies: list[float] = []  # of the evaluations so far: what the stop rule reads
         self.stopped: str | None = None  # what ended the run, if not its number of rounds
@@ -282,7 +254,7 @@ class Simulation:
                 raise ValueError("the run was begun with another trainer than its workers have: give it as trainer=")
             self.choice = choice
             self.own.trainer = self._make_trainer()
-            torch.set_num_threads(choice.num_threads)
+            set_threads(choice.num_threads)
             self._limit()
 
     def rounds(self) -> Iterator[Metrics]:
@@ -310,66 +282,32 @@ class Simulation:
         Args:
             whole: all test samples, else those of `evaluate.max_samples`.
         """
-        if self.central is None:
-            return {}
-        rows = None if whole else self.preview
-        losses, hits = self.central.per_sample(self.server.vector, rows)
-        if whole:
-            self._evaluated = (self.server.round, self.central, losses, hits)
-        return {"test_loss": self.central.mean(losses, rows), "test_accuracy": self.central.mean(hits, rows)}
+        return self.examiner.central(self.server.vector, self.server.round, whole=whole)
 
     def clients(self) -> pd.DataFrame:
-        """Every client: client, split, samples, loss, accuracy.
+        """Every client under the global model, and under its own where it has one: see `Examiner.clients`."""
+        own = self._own if self.algorithm.personalised else None
+        return self.examiner.clients(self.server.vector, self.server.round, own)
 
-        The split is the clients' test samples, else their validation samples, else their training samples. The model is
-        the global one; with an algorithm whose clients have models of their own, loss and accuracy are those of each
-        client's own model, and global_loss and global_accuracy stand beside them.
-        """
-        for name in ("test", "validation", "train"):
-            split = getattr(self.dataset, name)
-            if split is not None and split.owned and split.num_samples:
-                break
-        else:
-            raise AssertionError("a partitioned dataset has owners")
-        evaluated = self._evaluated
-        if evaluated is None or evaluated[0] != self.server.round or evaluated[1].split is not split:
-            evaluator = Evaluator(self.dataset, split, self.model)
-            evaluated = (self.server.round, evaluator, *evaluator.per_sample(self.server.vector))
-        evaluator = evaluated[1]
-        frame = evaluator.per_client(*evaluated[2:])
-        frame.insert(1, "split", name)
-        if self.algorithm.personalised:
-            frame = frame.rename(columns={"loss": "global_loss", "accuracy": "global_accuracy"})
-            own = evaluator.per_client(*self._own(evaluator))
-            frame["loss"], frame["accuracy"] = own["loss"], own["accuracy"]
-        return frame
-
-    def _own(self, evaluator: Evaluator) -> tuple[np.ndarray, np.ndarray]:
-        """Loss and correctness of each sample of a split under its owner's own model, in the clients' order."""
-        split, server = evaluator.split, self.server
+    def _own(self, clients: list[int]) -> Iterator[tuple[int, torch.Tensor]]:
+        """The clients' own models."""
+        server = self.server
         assert isinstance(server, Server), "an asynchronous algorithm keeps no personal models"
-        models = own_models(
+        return own_models(
             self.dataset,
             self.model,
             self.algorithm,
             self.trainer.memory,
             self.local,
-            np.flatnonzero(split.sizes).tolist(),
+            clients,
             broadcast=server.broadcast,
             round=server.round,
             seed=self.seed,
         )
-        found = [evaluator.per_sample(vector.clone(), split.rows(client)) for client, vector in models]
-        losses, hits = zip(*found, strict=True)
-        return np.concatenate(losses), np.concatenate(hits)
 
     def _losses(self, clients: np.ndarray) -> np.ndarray:
         """(n,) mean loss of the global model on the training samples of these clients (n,), each with some."""
-        if self._training is None:
-            self._training = Evaluator(self.dataset, self.dataset.train, self.model)
-        rows = [self.dataset.train.rows(c) for c in clients.tolist()]
-        losses, _ = self._training.per_sample(self.server.vector, np.concatenate(rows))
-        return np.array([part.mean() for part in np.split(losses, np.cumsum([len(r) for r in rows])[:-1])])
+        return self.examiner.training_losses(self.server.vector, clients)
 
     def checkpoint(self, config: dict[str, Any]) -> Checkpoint:
         """The state after the last finished round."""
@@ -417,24 +355,6 @@ class Simulation:
             self.server.clock.load_state_dict(checkpoint.clock)
 
 
-def build_model(dataset: FederatedDataset, model: nn.Module | ModelFactory, *, seed: int, device: str) -> FlatModel:
-    """The model as a run begins with it: the same on every node. Arguments as for `Simulation`.
-
-    Raises:
-        ValueError: no clients; no such device.
-    """
-    if dataset.num_clients == 0:
-        raise ValueError(f"data={dataset.name} has no clients yet; apply a partition first")
-    where = choose_device(device)
-    if where.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(where)
-    else:
-        # Numbers below 1e-38 become zero: they change no result, and a product with one takes 100 times as long.
-        torch.set_flush_denormal(True)
-    module = _initialise(model, dataset, seed)
-    return FlatModel(pool_in_pairs(module) if where.type == "cpu" else module, where)
-
-
 def _check_transport(algorithm: Algorithm, server: ServerConfig, *, elsewhere: bool) -> None:
     """Refuse what neither other processes nor groups can do.
 
@@ -463,168 +383,3 @@ def _check_transport(algorithm: Algorithm, server: ServerConfig, *, elsewhere: b
             f"the clients of {algorithm.name} keep vectors from round to round, which do not travel between processes "
             "yet: use transport=inprocess"
         )
-
-
-def _initialise(model: nn.Module | ModelFactory, dataset: FederatedDataset, seed: int, draw: int = 0) -> nn.Module:
-    if isinstance(model, nn.Module):
-        return model
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(torch_stream(seed, "initialise", draw).initial_seed())
-        return model(dataset.input_shape, dataset.num_classes)
-
-
-def _draw(model: nn.Module | ModelFactory, dataset: FederatedDataset, seed: int, draw: int) -> torch.Tensor:
-    """(P + Q,) one more initial model, drawn as the first one (number 0) was."""
-    if isinstance(model, nn.Module):
-        raise ValueError("this algorithm draws several initial models: give a model factory, not a module")
-    return FlatModel(_initialise(model, dataset, seed, draw)).vector
-
-
-def record(
-    simulation: Simulation,
-    directory: Path,
-    *,
-    config: dict[str, Any] | None = None,
-    evaluate: EvaluateConfig = EvaluateConfig(),  # noqa: B008
-    tracking: TrackingConfig = TrackingConfig(),  # noqa: B008
-    checkpoint: CheckpointConfig = CheckpointConfig(),  # noqa: B008
-    about: dict[str, Any] | None = None,
-    sinks: Mapping[str, SinkFactory] | None = None,
-) -> dict[str, Any]:
-    """Run a simulation to its end and leave its files in `directory`.
-
-    Args:
-        simulation: the run.
-        directory: the run directory; with `checkpoint.resume` the one to continue.
-        config: resolved configuration as plain values, for config.yaml and the checkpoint.
-        evaluate, tracking, checkpoint: settings.
-        about: more for summary.json; its "name" is the run's for the sinks.
-        sinks: trackers beside the files, by name.
-
-    Returns:
-        The content of summary.json.
-    """
-    with Sinks(sinks or {}, simulation.model.device) as tracked:
-        return _record(simulation, directory, config, evaluate, tracking, checkpoint, about, tracked)
-
-
-def _record(
-    simulation: Simulation,
-    directory: Path,
-    config: dict[str, Any] | None,
-    evaluate: EvaluateConfig,
-    tracking: TrackingConfig,
-    checkpoint: CheckpointConfig,
-    about: dict[str, Any] | None,
-    tracked: Sinks,
-) -> dict[str, Any]:
-    config = config or {}
-    server, num_rounds = simulation.server, simulation.config.num_rounds
-    states = simulation.client_states
-    for name, state in states.items():
-        if checkpoint.every:
-            state.locate(directory / "client_state")
-        state.require_room(simulation.expected_rows(name))
-    if checkpoint.resume is not None:
-        if (begun := read_trainer(directory)) is not None:
-            simulation.use(Choice(num_slots=begun["num_slots"], num_threads=begun["num_threads"], reason="as begun"))
-        device = str(server.vector.device)
-        simulation.restore(Checkpoint.load(directory, device), config)
-    needed = simulation.footprint()
-    log.info(f"a round is predicted to peak at {needed}")
-    files = RunDirectory(directory, keep_rounds=server.round)
-    if simulation.choice is not None:
-        files.write_trainer({"num_slots": simulation.choice.num_slots, "num_threads": simulation.choice.num_threads})
-    simulation.accuracies = [row["test_accuracy"] for row in files.rows if "test_accuracy" in row]
-    name, clients = (about or {}).get("name", simulation.dataset.name), simulation.dataset.frame()
-    tracked.open(Run(name=name, directory=directory, config=config, clients=clients, done=server.round))
-    if config:
-        files.write_config(config)
-    saved = server.round
-    shown = False if tracking.quiet else tracking.progress
-    with Progress(num_rounds, done=server.round, enabled=shown) as progress:
-        try:
-            for metrics in simulation.rounds():
-                files.log(metrics)
-                progress.log(metrics)
-                tracked.log(metrics)
-                if checkpoint.due(server.round, server.round if simulation.stopped else num_rounds):
-                    files.sync()
-                    simulation.save(directory, config)
-                    saved = server.round
-        except KeyboardInterrupt:
-            logged = files.rows[-1]["round"] if files.rows else 0
-            if checkpoint.every and server.round > saved and server.round == logged:
-                for state in states.values():
-                    state.rollback()
-                files.sync()
-                simulation.save(directory, config)
-            raise
-    summary = {
-        **(about or {}),
-        **summarise(files.rows),
-        "stopped": simulation.stopped,
-        "num_clients": simulation.dataset.num_clients,
-        "num_parameters": simulation.model.num_parameters,
-        "model_bytes": simulation.model.vector.nbytes,
-        "data": simulation.dataset.name,
-        "data_source": simulation.dataset.source,
-        "notes": list(simulation.dataset.notes),
-        "seed": simulation.seed,
-        "device": str(server.vector.device),
-        "trainer": type(simulation.trainer).__name__,
-        "num_slots": simulation.trainer.num_slots,
-        "num_threads": torch.get_num_threads(),
-        "predicted_peak_bytes": needed.peak,
-        "trainer_choice": None if simulation.choice is None else asdict(simulation.choice),
-        "versions": versions(server.vector.device),
-    }
-    if simulation.uplink is not None:
-        summary |= simulation.uplink.summary(server.round)
-    if states:
-        summary["client_state"] = {
-            name: {"clients": len(state), "row_bytes": state.row_bytes, "file_bytes": state.file_bytes}
-            for name, state in states.items()
-        }
-    if evaluate.clients:
-        clients = simulation.clients()
-        files.write_clients(clients)
-        tracked.clients(clients)
-        summary["clients"] = {"split": clients["split"].iloc[0], **spread(clients)}
-        if simulation.algorithm.personalised:
-            of_global = clients.assign(accuracy=clients["global_accuracy"])
-            summary["clients"] |= {f"global_{name}": value for name, value in spread(of_global).items()}
-    files.write_model(simulation.model.state_dict(server.vector))
-    files.write_summary(summary)
-    tracked.finish(summary, files.outcome())
-    return summary
-
-
-def simulate(
-    dataset: FederatedDataset,
-    model: nn.Module | ModelFactory,
-    *,
-    run_dir: str | Path | None = None,
-    progress: bool | None = None,
-    **settings: Any,
-) -> pd.DataFrame:
-    """Run to the end in one call.
-
-    Args:
-        dataset, model, settings: as for `Simulation`.
-        run_dir: where to leave the run's files; None leaves none.
-        progress: the progress bar; None: only in a terminal.
-
-    Returns:
-        One row a round, with the columns of metrics.csv.
-    """
-    simulation = Simulation(dataset, model, **settings)
-    if run_dir is not None:
-        record(simulation, Path(run_dir), tracking=TrackingConfig(progress=progress))
-        return pd.DataFrame(read_metrics(Path(run_dir)))
-    rows = []
-    with Progress(simulation.config.num_rounds, enabled=progress) as bar:
-        for metrics in simulation.rounds():
-            bar.log(metrics)
-            rows.append(metrics)
-    return pd.DataFrame(rows)

@@ -23,7 +23,8 @@ from fedsim.config import CheckpointConfig, LocalConfig, ScheduleConfig, ServerC
 from fedsim.data.federated import FederatedDataset
 from fedsim.devices import Devices, drawn
 from fedsim.models import logistic
-from fedsim.simulation import Simulation, record
+from fedsim.record import record
+from fedsim.simulation import Simulation
 from fedsim.train.calibrate import Auto
 from fedsim.train.serial import SerialTrainer
 from fedsim.train.vectorized import VectorizedTrainer

@@ -24,7 +24,8 @@ from fedsim.checkpoint import Checkpoint
 from fedsim.client_state import ClientVectors
 from fedsim.config import CheckpointConfig, ClientStateConfig, ServerConfig
 from fedsim.models import logistic
-from fedsim.simulation import Simulation, record
+from fedsim.record import record
+from fedsim.simulation import Simulation
 from fedsim.train.serial import SerialTrainer
 
 ROW = 4 * 5  # bytes of the rows here: 5 float32

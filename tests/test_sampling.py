@@ -100,8 +100,6 @@ def test_power_of_choice_in_a_run_sees_the_global_models_losses(make_dataset):
         device="cpu",
     )
     for _ in range(2):
-        simulation._evaluated = None
-        simulation.central = None
         frame = simulation.clients()  # nobody owns test samples: the training samples
         expected = np.sort(np.argsort(-frame["loss"].to_numpy())[:2])
         assert np.array_equal(simulation.server.sampler(0, simulation.server.round + 1), expected)

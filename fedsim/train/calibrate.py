@@ -36,8 +36,6 @@ log = logging.getLogger("fedsim")
 
 # A trial takes this many steps after the first.
 _STEPS = 2
-# Seconds of measuring that are worth a file.
-_REMEMBERED = 0.1
 # Seconds of a serial trial of a small model.
 _SHORT = 0.2
 # A share of the run that the trials may take.
@@ -64,6 +62,12 @@ class Choice:
         """The factory of the trainer."""
         return partial(VectorizedTrainer, num_slots=self.num_slots) if self.num_slots else SerialTrainer
 
+    def round_bytes(self) -> float:
+        """What a round takes beyond what is there before, as measured; 0 where nothing was."""
+        name = f"vectorized-{self.num_slots}" if self.num_slots else "serial"
+        rows = [row for row in self.table if (row["trainer"], row["num_threads"]) == (name, self.num_threads)]
+        return rows[0]["round_mib"] * 2**20 if rows else 0.0
+
     def __str__(self) -> str:
         name = f"trainer=vectorized trainer.num_slots={self.num_slots}" if self.num_slots else "trainer=serial"
         return f"{name} with {self.num_threads} thread{'s' * (self.num_threads > 1)} ({self.reason})"
@@ -77,7 +81,8 @@ class Auto:
         memory_budget: what a round may take: a share (float up to 1.0) of free memory, or bytes.
         max_slots: no more slots than this.
         max_seconds: of measuring; nor does it take more than 5 % of what the run would take serially.
-        cache: remember the choice for this model, shape and machine.
+        cache: remember the choice for this model, shape and machine, so that the same command gives the same
+            bits again: trainers agree to rounding only.
     """
 
     memory_budget: float | int = 0.8
@@ -117,17 +122,19 @@ class Auto:
             ValueError: not even one client at a time fits the budget.
         """
         budget = budget_bytes(self.memory_budget, broadcast.device)
-        key = self._key(dataset, model, algorithm, local, len(cohort), num_rounds, budget, whole)
+        key = self._key(dataset, model, algorithm, local, len(cohort), num_rounds, whole)
         path = cache_root() / "trainer" / f"{key}.json"
         if self.cache and path.is_file():
             try:
-                found = json.loads(path.read_text())
-                return Choice(**{**found, "reason": f"measured before, see {path}"})
+                found = Choice(**{**json.loads(path.read_text()), "reason": f"measured before, see {path}"})
+                if found.round_bytes() <= budget:
+                    return found
+                log.info(f"{path} chose a trainer that does not fit the memory budget now; measuring again")
             except (ValueError, TypeError, OSError):
                 log.warning(f"{path} cannot be read; measuring again")
         trial = _Trial(dataset, model, algorithm, local, cohort, broadcast, scale, whole)
         choice = self._measure(trial, budget, num_rounds)
-        if self.cache and trial.seconds > _REMEMBERED:
+        if self.cache:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_text(path, json.dumps(asdict(choice), indent=1))
@@ -143,22 +150,21 @@ class Auto:
         local: LocalConfig,
         clients: int,
         num_rounds: int,
-        budget: int,
         whole: bool,
     ) -> str:
         device = model.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         sizes = dataset.train.sizes
         facts = [
-            (__version__, torch.__version__, name, os.cpu_count(), torch.get_num_threads()),
+            (__version__, torch.__version__, name, os.cpu_count(), threads_given()),
             (repr(model.module), dataset.input_shape, algorithm.name, repr(local), clients, num_rounds, whole),
-            (int(sizes.max()), round(float(sizes.mean()), 1), budget.bit_length(), self.max_slots, self.max_seconds),
+            (int(sizes.max()), round(float(sizes.mean()), 1), self.max_slots, self.max_seconds),
         ]
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 
     def _measure(self, trial: "_Trial", budget: int, num_rounds: int) -> Choice:
         begin = time.perf_counter()
-        threads = torch.get_num_threads()
+        threads = threads_given()
         rows: list[tuple[float, int, int, int]] = []  # seconds of a round, K, threads, bytes
 
         def measure(num_slots: int, count: int) -> bool:
@@ -214,6 +220,23 @@ class Auto:
         ]
         reason = f"about {seconds:.3g} s a round, fastest of {len(rows)} measured in {trial.seconds:.1f} s"
         return Choice(num_slots=num_slots, num_threads=count, reason=reason, table=table)
+
+
+_given: tuple[int, int] | None = None
+"""PyTorch's threads before a choice set them, and what it set them to."""
+
+
+def threads_given() -> int:
+    """PyTorch's intra-operator threads as this process was given them, whatever an earlier run here has chosen."""
+    now = torch.get_num_threads()
+    return _given[0] if _given is not None and _given[1] == now else now
+
+
+def set_threads(num_threads: int) -> None:
+    """Use so many intra-operator threads, and remember how many were given."""
+    global _given
+    _given = threads_given(), num_threads
+    torch.set_num_threads(num_threads)
 
 
 def _thread_counts(most: int, device: torch.device) -> list[int]:

@@ -13,8 +13,9 @@ from torch.nn.functional import cross_entropy
 from fedsim.algorithms import Algorithm
 from fedsim.config import LocalConfig, ServerConfig
 from fedsim.data.federated import FederatedDataset
+from fedsim.initial_model import ModelFactory
 from fedsim.models import logistic
-from fedsim.simulation import ModelFactory, Simulation
+from fedsim.simulation import Simulation
 from fedsim.train.plan import make_plan
 from fedsim.train.serial import SerialTrainer
 

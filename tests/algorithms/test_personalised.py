@@ -8,8 +8,8 @@ from torch.nn.functional import cross_entropy
 
 from fedsim import algorithms
 from fedsim.config import LocalConfig
+from fedsim.initial_model import draw_model
 from fedsim.models import logistic, mlp
-from fedsim.simulation import _draw
 from fedsim.train.own import own_models
 
 ROUNDS, ETA = 3, 0.1
@@ -95,7 +95,7 @@ def ifca(p):
     def factory(shape, num_classes):
         return logistic(shape, num_classes).double()
 
-    centres = [_draw(factory, p.dataset, 0, m) for m in range(2)]
+    centres = [draw_model(factory, p.dataset, 0, m) for m in range(2)]
     assert torch.equal(centres[0], p.start)
 
     def nearest(client):

@@ -10,7 +10,8 @@ import fedsim.train.calibrate as calibrate_module
 from fedsim.algorithms import fedavg
 from fedsim.config import CheckpointConfig, LocalConfig, ServerConfig
 from fedsim.models import leaf_cnn, logistic
-from fedsim.simulation import Simulation, record
+from fedsim.record import record
+from fedsim.simulation import Simulation
 from fedsim.train.calibrate import Auto, Choice
 from fedsim.train.plan import busy_slots
 from fedsim.train.serial import SerialTrainer
@@ -66,8 +67,7 @@ def test_a_short_run_is_not_worth_measuring(make_dataset):
     assert isinstance(found.trainer, SerialTrainer)
 
 
-def test_a_choice_is_remembered_for_the_same_model_and_shape_only(make_dataset, monkeypatch):
-    monkeypatch.setattr(calibrate_module, "_REMEMBERED", 0.0)
+def test_a_choice_is_remembered_for_the_same_model_and_shape_only(make_dataset):
     first = simulation(make_dataset(SIZES), Auto()).choice
     second = simulation(make_dataset(SIZES), Auto()).choice
     other = simulation(make_dataset(SIZES, shape=(9,)), Auto()).choice

@@ -12,8 +12,8 @@ import torch
 
 from fedsim import LocalConfig, ServerConfig, Simulation, __version__
 from fedsim.algorithms import fedavg
+from fedsim.initial_model import build_model
 from fedsim.models import logistic
-from fedsim.simulation import build_model
 from fedsim.train.serial import SerialTrainer
 from fedsim.transport.base import Transport
 from fedsim.transport.identity import Identity, layout_hash

@@ -1,0 +1,60 @@
+"""The model as a run begins with it: drawn from the run's seed, the same on every node."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from fedsim.data.federated import FederatedDataset
+from fedsim.pooling import pool_in_pairs
+from fedsim.rng import torch_stream
+from fedsim.vector import FlatModel
+
+ModelFactory = Callable[[tuple[int, ...], int], nn.Module]
+"""(input shape without the batch, number of classes) -> module."""
+
+
+def choose_device(name: str) -> torch.device:
+    """ "auto" is a GPU if there is one.
+
+    Raises:
+        ValueError: a GPU is asked for and there is none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device={name}, but PyTorch sees no GPU here; use device=auto or device=cpu")
+    return torch.device(name)
+
+
+def build_model(dataset: FederatedDataset, model: nn.Module | ModelFactory, *, seed: int, device: str) -> FlatModel:
+    """The model as a run begins with it: the same on every node. Arguments as for `Simulation`.
+
+    Raises:
+        ValueError: no clients; no such device.
+    """
+    if dataset.num_clients == 0:
+        raise ValueError(f"data={dataset.name} has no clients yet; apply a partition first")
+    where = choose_device(device)
+    if where.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(where)
+    else:
+        # Numbers below 1e-38 become zero: they change no result, and a product with one takes 100 times as long.
+        torch.set_flush_denormal(True)
+    module = _initialise(model, dataset, seed)
+    return FlatModel(pool_in_pairs(module) if where.type == "cpu" else module, where)
+
+
+def _initialise(model: nn.Module | ModelFactory, dataset: FederatedDataset, seed: int, draw: int = 0) -> nn.Module:
+    if isinstance(model, nn.Module):
+        return model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch_stream(seed, "initialise", draw).initial_seed())
+        return model(dataset.input_shape, dataset.num_classes)
+
+
+def draw_model(model: nn.Module | ModelFactory, dataset: FederatedDataset, seed: int, draw: int) -> torch.Tensor:
+    """(P + Q,) one more initial model, drawn as the first one (number 0) was."""
+    if isinstance(model, nn.Module):
+        raise ValueError("this algorithm draws several initial models: give a model factory, not a module")
+    return FlatModel(_initialise(model, dataset, seed, draw)).vector

@@ -1,0 +1,175 @@
+"""A run whose files stay: metrics, configuration, checkpoints, model and summary, in one directory."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from fedsim.checkpoint import Checkpoint
+from fedsim.config import CheckpointConfig, EvaluateConfig, TrackingConfig
+from fedsim.data.federated import FederatedDataset
+from fedsim.evaluate import spread
+from fedsim.initial_model import ModelFactory
+from fedsim.simulation import Simulation
+from fedsim.tracking.progress import Progress
+from fedsim.tracking.run_directory import RunDirectory, read_metrics, read_trainer
+from fedsim.tracking.sinks import Run, SinkFactory, Sinks
+from fedsim.tracking.summary import summarise, versions
+from fedsim.train.calibrate import Choice
+
+log = logging.getLogger("fedsim")
+
+
+def record(
+    simulation: Simulation,
+    directory: Path,
+    *,
+    config: dict[str, Any] | None = None,
+    evaluate: EvaluateConfig = EvaluateConfig(),  # noqa: B008
+    tracking: TrackingConfig = TrackingConfig(),  # noqa: B008
+    checkpoint: CheckpointConfig = CheckpointConfig(),  # noqa: B008
+    about: dict[str, Any] | None = None,
+    sinks: Mapping[str, SinkFactory] | None = None,
+) -> dict[str, Any]:
+    """Run a simulation to its end and leave its files in `directory`.
+
+    Args:
+        simulation: the run.
+        directory: the run directory; with `checkpoint.resume` the one to continue.
+        config: resolved configuration as plain values, for config.yaml and the checkpoint.
+        evaluate, tracking, checkpoint: settings.
+        about: more for summary.json; its "name" is the run's for the sinks.
+        sinks: trackers beside the files, by name.
+
+    Returns:
+        The content of summary.json.
+    """
+    with Sinks(sinks or {}, simulation.model.device) as tracked:
+        return _record(simulation, directory, config, evaluate, tracking, checkpoint, about, tracked)
+
+
+def _record(
+    simulation: Simulation,
+    directory: Path,
+    config: dict[str, Any] | None,
+    evaluate: EvaluateConfig,
+    tracking: TrackingConfig,
+    checkpoint: CheckpointConfig,
+    about: dict[str, Any] | None,
+    tracked: Sinks,
+) -> dict[str, Any]:
+    config = config or {}
+    server, num_rounds = simulation.server, simulation.config.num_rounds
+    states = simulation.client_states
+    for name, state in states.items():
+        if checkpoint.every:
+            state.locate(directory / "client_state")
+        state.require_room(simulation.expected_rows(name))
+    if checkpoint.resume is not None:
+        if (begun := read_trainer(directory)) is not None:
+            simulation.use(Choice(num_slots=begun["num_slots"], num_threads=begun["num_threads"], reason="as begun"))
+        device = str(server.vector.device)
+        simulation.restore(Checkpoint.load(directory, device), config)
+    needed = simulation.footprint()
+    log.info(f"a round is predicted to peak at {needed}")
+    files = RunDirectory(directory, keep_rounds=server.round)
+    if simulation.choice is not None:
+        files.write_trainer({"num_slots": simulation.choice.num_slots, "num_threads": simulation.choice.num_threads})
+    simulation.accuracies = [row["test_accuracy"] for row in files.rows if "test_accuracy" in row]
+    name, clients = (about or {}).get("name", simulation.dataset.name), simulation.dataset.frame()
+    tracked.open(Run(name=name, directory=directory, config=config, clients=clients, done=server.round))
+    if config:
+        files.write_config(config)
+    saved = server.round
+    shown = False if tracking.quiet else tracking.progress
+    with Progress(num_rounds, done=server.round, enabled=shown) as progress:
+        try:
+            for metrics in simulation.rounds():
+                files.log(metrics)
+                progress.log(metrics)
+                tracked.log(metrics)
+                if checkpoint.due(server.round, server.round if simulation.stopped else num_rounds):
+                    files.sync()
+                    simulation.save(directory, config)
+                    saved = server.round
+        except KeyboardInterrupt:
+            logged = files.rows[-1]["round"] if files.rows else 0
+            if checkpoint.every and server.round > saved and server.round == logged:
+                for state in states.values():
+                    state.rollback()
+                files.sync()
+                simulation.save(directory, config)
+            raise
+    summary = {
+        **(about or {}),
+        **summarise(files.rows),
+        "stopped": simulation.stopped,
+        "num_clients": simulation.dataset.num_clients,
+        "num_parameters": simulation.model.num_parameters,
+        "model_bytes": simulation.model.vector.nbytes,
+        "data": simulation.dataset.name,
+        "data_source": simulation.dataset.source,
+        "notes": list(simulation.dataset.notes),
+        "seed": simulation.seed,
+        "device": str(server.vector.device),
+        "trainer": type(simulation.trainer).__name__,
+        "num_slots": simulation.trainer.num_slots,
+        "num_threads": torch.get_num_threads(),
+        "predicted_peak_bytes": needed.peak,
+        "trainer_choice": None if simulation.choice is None else asdict(simulation.choice),
+        "versions": versions(server.vector.device),
+    }
+    if simulation.uplink is not None:
+        summary |= simulation.uplink.summary(server.round)
+    if states:
+        summary["client_state"] = {
+            name: {"clients": len(state), "row_bytes": state.row_bytes, "file_bytes": state.file_bytes}
+            for name, state in states.items()
+        }
+    if evaluate.clients:
+        clients = simulation.clients()
+        files.write_clients(clients)
+        tracked.clients(clients)
+        summary["clients"] = {"split": clients["split"].iloc[0], **spread(clients)}
+        if simulation.algorithm.personalised:
+            of_global = clients.assign(accuracy=clients["global_accuracy"])
+            summary["clients"] |= {f"global_{name}": value for name, value in spread(of_global).items()}
+    files.write_model(simulation.model.state_dict(server.vector))
+    files.write_summary(summary)
+    tracked.finish(summary, files.outcome())
+    return summary
+
+
+def simulate(
+    dataset: FederatedDataset,
+    model: nn.Module | ModelFactory,
+    *,
+    run_dir: str | Path | None = None,
+    progress: bool | None = None,
+    **settings: Any,
+) -> pd.DataFrame:
+    """Run to the end in one call.
+
+    Args:
+        dataset, model, settings: as for `Simulation`.
+        run_dir: where to leave the run's files; None leaves none.
+        progress: the progress bar; None: only in a terminal.
+
+    Returns:
+        One row a round, with the columns of metrics.csv.
+    """
+    simulation = Simulation(dataset, model, **settings)
+    if run_dir is not None:
+        record(simulation, Path(run_dir), tracking=TrackingConfig(progress=progress))
+        return pd.DataFrame(read_metrics(Path(run_dir)))
+    rows = []
+    with Progress(simulation.config.num_rounds, enabled=progress) as bar:
+        for metrics in simulation.rounds():
+            bar.log(metrics)
+            rows.append(metrics)
+    return pd.DataFrame(rows)
