@@ -68,7 +68,7 @@ def build_simulation(
     if isinstance(trainer, Auto) and config.checkpoint.resume is not None:
         begun = read_trainer(Path(config.checkpoint.resume))
         if begun is not None:
-            trainer = Choice(num_slots=begun["num_slots"], num_threads=begun["num_threads"], reason="as begun")
+            trainer = Choice(**begun, reason="as begun")
 
     def star(simulation: Simulation) -> Transport:
         return open_star(config, plain, place, directory, simulation)
@@ -199,7 +199,7 @@ def identity_of(
         layout=layout_hash(layout, model.vector.dtype),
         size=max(down, *up),
         num_clients=dataset.num_clients,
-        choice=None if choice is None else {"num_slots": choice.num_slots, "num_threads": choice.num_threads},
+        choice=None if choice is None else choice.facts,
     )
 
 

@@ -26,6 +26,8 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
             f"the data has {places} a sample, but the model's output for a minibatch has shape {tuple(outputs.shape)}: "
             "choose another model (reddit_lstm predicts at every place, most others once a sample)"
         )
+    if outputs.dtype == torch.bfloat16:  # of a forward pass under autocast: eight bits are too few for a loss
+        outputs = outputs.float()
     # What F.cross_entropy computes, without its ignored index, which takes most of its operations.
     log_probabilities = F.log_softmax(outputs, 1)
     if targets.dim() == 1:

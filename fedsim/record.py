@@ -72,14 +72,14 @@ def _record(
         state.require_room(simulation.expected_rows(name))
     if checkpoint.resume is not None:
         if (begun := read_trainer(directory)) is not None:
-            simulation.use(Choice(num_slots=begun["num_slots"], num_threads=begun["num_threads"], reason="as begun"))
+            simulation.use(Choice(**begun, reason="as begun"))
         device = str(server.vector.device)
         simulation.restore(Checkpoint.load(directory, device), config)
     needed = simulation.footprint()
     log.info(f"a round is predicted to peak at {needed}")
     files = RunDirectory(directory, keep_rounds=server.round)
     if simulation.choice is not None:
-        files.write_trainer({"num_slots": simulation.choice.num_slots, "num_threads": simulation.choice.num_threads})
+        files.write_trainer(simulation.choice.facts)
     simulation.accuracies = [row["test_accuracy"] for row in files.rows if "test_accuracy" in row]
     name, clients = (about or {}).get("name", simulation.dataset.name), simulation.dataset.frame()
     tracked.open(Run(name=name, directory=directory, config=config, clients=clients, done=server.round))

@@ -229,16 +229,17 @@ class Simulation:
 
     def _make_trainer(self) -> Trainer:
         factory = self._factory if self.choice is None else self.choice.trainer()
-        extra = {} if self.uplink is None else {"uplink": self.uplink}
+        extra: dict[str, Any] = {} if self.uplink is None else {"uplink": self.uplink}
         return factory(self.dataset, self.model, self.algorithm, self.local, seed=self.seed, **extra)
 
     def _make_trial(self) -> Trainer:
         """A trainer whose rounds leave no trace."""
-        common = (self.dataset, self.model, self.algorithm, self.local)
-        num_slots = self.trainer.num_slots
-        if num_slots == 1:
-            return SerialTrainer(*common, seed=self.seed)
-        return VectorizedTrainer(*common, seed=self.seed, num_slots=num_slots, factor=self.uplink is None)
+        factory = self._factory if self.choice is None else self.choice.trainer()
+        trial = factory(self.dataset, self.model, self.algorithm, self.local, seed=self.seed)
+        trial.num_slots = self.trainer.num_slots
+        if isinstance(trial, VectorizedTrainer) and self.uplink is not None:
+            trial.factorable = {}
+        return trial
 
     def use(self, choice: Choice) -> None:
         """Go on with the trainer that a run was begun with, whatever was measured now.
@@ -246,10 +247,7 @@ class Simulation:
         Raises:
             ValueError: other processes have been told another choice.
         """
-        if self.choice is not None and (choice.num_slots, choice.num_threads) != (
-            self.choice.num_slots,
-            self.choice.num_threads,
-        ):
+        if self.choice is not None and choice.facts != self.choice.facts:
             if not self._alone:
                 raise ValueError("the run was begun with another trainer than its workers have: give it as trainer=")
             self.choice = choice

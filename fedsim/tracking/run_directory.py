@@ -66,7 +66,7 @@ class RunDirectory:
     def write_config(self, config: dict[str, Any]) -> None:
         write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
 
-    def write_trainer(self, trainer: dict[str, int]) -> None:
+    def write_trainer(self, trainer: dict[str, Any]) -> None:
         """The trainer that trainer=auto chose, for a resume to take it too."""
         write_text(self.path / "trainer.json", json.dumps(trainer) + "\n")
 
@@ -92,7 +92,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:-1]]  # whatever follows the last newline is not a whole row
 
 
-def read_trainer(path: Path) -> dict[str, int] | None:
+def read_trainer(path: Path) -> dict[str, Any] | None:
     """What `RunDirectory.write_trainer` wrote; None if nothing."""
     file = path / "trainer.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None

@@ -49,6 +49,7 @@ class Choice:
     Attributes:
         num_slots: K; 0 is the serial trainer.
         num_threads: PyTorch's intra-operator threads.
+        precision, cuda_graphs: as for the trainers.
         table: what was measured: trainer, num_threads, predicted seconds and bytes of a round.
         reason: in words.
     """
@@ -56,11 +57,21 @@ class Choice:
     num_slots: int
     num_threads: int
     reason: str
+    precision: str = "float32"
+    cuda_graphs: bool | None = None
     table: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What makes the trainer, without why it was chosen."""
+        return {name: getattr(self, name) for name in ("num_slots", "num_threads", "precision", "cuda_graphs")}
 
     def trainer(self) -> Callable[..., Trainer]:
         """The factory of the trainer."""
-        return partial(VectorizedTrainer, num_slots=self.num_slots) if self.num_slots else SerialTrainer
+        options = {"precision": self.precision, "cuda_graphs": self.cuda_graphs}
+        if self.num_slots:
+            return partial(VectorizedTrainer, num_slots=self.num_slots, **options)
+        return partial(SerialTrainer, **options)
 
     def round_bytes(self) -> float:
         """What a round takes beyond what is there before, as measured; 0 where nothing was."""
@@ -83,12 +94,15 @@ class Auto:
         max_seconds: of measuring; nor does it take more than 5 % of what the run would take serially.
         cache: remember the choice for this model, shape and machine, so that the same command gives the same
             bits again: trainers agree to rounding only.
+        precision, cuda_graphs: as for the trainers.
     """
 
     memory_budget: float | int = 0.8
     max_slots: int = 256
     max_seconds: float = 3.0
     cache: bool = True
+    precision: str = "float32"
+    cuda_graphs: bool | None = None
 
     def __post_init__(self) -> None:
         if self.max_slots < 1:
@@ -132,7 +146,8 @@ class Auto:
                 log.info(f"{path} chose a trainer that does not fit the memory budget now; measuring again")
             except (ValueError, TypeError, OSError):
                 log.warning(f"{path} cannot be read; measuring again")
-        trial = _Trial(dataset, model, algorithm, local, cohort, broadcast, scale, whole)
+        base = Choice(num_slots=0, num_threads=1, reason="", precision=self.precision, cuda_graphs=self.cuda_graphs)
+        trial = _Trial(dataset, model, algorithm, local, cohort, broadcast, scale, whole, base=base)
         choice = self._measure(trial, budget, num_rounds)
         if self.cache:
             try:
@@ -159,6 +174,7 @@ class Auto:
             (__version__, torch.__version__, name, os.cpu_count(), threads_given()),
             (repr(model.module), dataset.input_shape, algorithm.name, repr(local), clients, num_rounds, whole),
             (int(sizes.max()), round(float(sizes.mean()), 1), self.max_slots, self.max_seconds),
+            (self.precision, self.cuda_graphs),
         ]
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 
@@ -219,7 +235,7 @@ class Auto:
             for s, k, t, b in sorted(rows, key=lambda row: (row[2], row[1]))
         ]
         reason = f"about {seconds:.3g} s a round, fastest of {len(rows)} measured in {trial.seconds:.1f} s"
-        return Choice(num_slots=num_slots, num_threads=count, reason=reason, table=table)
+        return replace(trial.base, num_slots=num_slots, num_threads=count, reason=reason, table=table)
 
 
 _given: tuple[int, int] | None = None
@@ -266,8 +282,10 @@ class _Trial:
         broadcast: Tensor,
         scale: float,
         whole: bool = False,
+        *,
+        base: Choice = Choice(num_slots=0, num_threads=1, reason=""),
     ) -> None:
-        self.dataset, self.model, self.algorithm, self.whole = dataset, model, algorithm, whole
+        self.dataset, self.model, self.algorithm, self.whole, self.base = dataset, model, algorithm, whole, base
         self.local = replace(local, learning_rate=min(local.learning_rate, 1e-6))  # a trial must not diverge
         cohort = cohort[dataset.train.sizes[cohort] > 0]
         sizes = dataset.train.sizes[cohort]
@@ -283,7 +301,7 @@ class _Trial:
         """One of each kind serves all trials."""
         batched = num_slots > 0
         if batched not in self.trainers:
-            factory = Choice(num_slots=num_slots, num_threads=1, reason="").trainer()
+            factory = replace(self.base, num_slots=num_slots).trainer()
             extra = {"factor": False} if batched and self.whole else {}
             trainer = factory(self.dataset, self.model, self.algorithm, self.local, seed=0, **extra)
             self.trainers[batched] = trainer
@@ -325,7 +343,8 @@ class _Trial:
 
     def _time(self, trainer: Trainer, plan: Plan) -> float:
         times: list[float] = []
-        while not times or (len(times) < 3 and times[0] < 0.02):
+        least = 3 if self.broadcast.is_cuda else 1  # the first time a step is prepared, the second time captured
+        while len(times) < least or (len(times) < 3 and times[0] < 0.02):
             begin = time.perf_counter()
             trainer.train(plan, self.broadcast, self.scale)
             if self.broadcast.is_cuda:

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from fedsim.objective import cross_entropy
 from fedsim.train.batched import FactoredLinear, batched_twin, norms
+from fedsim.train.precision import autocast
 from fedsim.train.trace import trace
 
 log = logging.getLogger("fedsim")
@@ -73,18 +74,27 @@ class SlotGradient:
         stochastic: whether the model draws random numbers.
         traced: record the operations once and replay them (`fedsim.train.trace`), which leaves out functorch's
             own overhead.
+        precision: of the forward pass (`fedsim.train.precision`).
 
     Raises:
         ValueError: on the first call, for a model that cannot be batched.
     """
 
-    def __init__(self, module: nn.Module, factored: set[str], *, stochastic: bool, traced: bool = True) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        factored: set[str],
+        *,
+        stochastic: bool,
+        traced: bool = True,
+        precision: str = "float32",
+    ) -> None:
         self.twin = batched_twin(module, factored)
         self.layers = {n: m for n, m in self.twin.named_modules() if isinstance(m, FactoredLinear)}
         self.fixed: Named = {n: b for n, b in self.twin.named_buffers() if not b.is_floating_point()}
         self.in_dims = (0, 0, 0, None, 0, 0, 0, 0, 0, 0, 0)
         self.randomness = "different" if stochastic else "error"
-        self.traced, self.stochastic = traced, stochastic
+        self.traced, self.stochastic, self.precision = traced, stochastic, precision
         self.function: Callable[..., Any] | None = None
 
     def _slot(
@@ -108,7 +118,8 @@ class SlotGradient:
         for _, norm in norms(self.twin):
             norm.mask = mask
         fixed = {name: buffer.clone() for name, buffer in self.fixed.items()}
-        with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no rule for batching
+        # the attention kernels that are fused have no rule for batching
+        with sdpa_kernel(SDPBackend.MATH), autocast(self.precision, x.device):
             outputs = functional_call(self.twin, {**parameters, **buffers, **fixed}, (x,))
         loss_sum = (cross_entropy(outputs, y) * mask).sum()
         updated = {

@@ -146,6 +146,10 @@ class HookedSlots:
                 for name, vector in view.vectors.items():
                     self.vectors[name][slots] = vector
 
+    def computed(self, n: int) -> int:
+        """How many slots are computed when the first n are busy."""
+        return n
+
     def _view(self, slots: Tensor | slice, clients: np.ndarray, counts: Tensor | None = None) -> Clients:
         def refuse(*_: object) -> tuple[Tensor, Tensor]:
             raise RuntimeError(f"algorithm={self.record.name}: gradients and steps belong in `step`")

@@ -8,6 +8,7 @@ from torch.func import functional_call
 
 from fedsim.objective import cross_entropy
 from fedsim.train.gradient import SlotGradient, Slots
+from fedsim.train.precision import autocast
 from fedsim.vector import FlatModel
 
 
@@ -26,8 +27,8 @@ class RowGradient(Protocol):
 class SerialGradient:
     """`RowGradient` of one model, by plain autograd."""
 
-    def __init__(self, model: FlatModel) -> None:
-        self.model = model
+    def __init__(self, model: FlatModel, precision: str = "float32") -> None:
+        self.model, self.precision = model, precision
 
     def __call__(self, rows: Tensor, x: Tensor, y: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         model, size = self.model, self.model.num_parameters
@@ -35,14 +36,18 @@ class SerialGradient:
         x, y = x[0, : int(counts[0])], y[0, : int(counts[0])]
         with torch.enable_grad():
             if rows.data_ptr() == model.vector.data_ptr():
-                losses, parameters = cross_entropy(model.module(x), y), model.parameters
+                with autocast(self.precision, x.device):
+                    outputs = model.module(x)
+                parameters = model.parameters
                 buffers = model.vector[size:]
             else:
                 views = model.layout.views(rows[0].detach())
                 parameters = [views[e.name].requires_grad_() for e in model.layout.parameters]
                 buffers = rows[0, size:].clone()  # the call moves them, and a gradient alone must not
                 moving = {e.name: buffers[e.start - size : e.stop - size].view(e.shape) for e in model.layout.buffers}
-                losses = cross_entropy(functional_call(model.module, {**views, **moving}, (x,)), y)
+                with autocast(self.precision, x.device):
+                    outputs = functional_call(model.module, {**views, **moving}, (x,))
+            losses = cross_entropy(outputs, y)
             gradients = torch.autograd.grad(losses.mean(), parameters, allow_unused=True, materialize_grads=True)
         flat = torch.cat([g.reshape(-1) for g in gradients])
         return losses.detach().sum().view(1), flat.view(1, -1), buffers.view(1, -1)

@@ -16,9 +16,11 @@ from fedsim.config import LocalConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.data.resident import ResidentSplit
 from fedsim.rng import torch_stream
+from fedsim.train.graphs import GraphedStep, find_capture
 from fedsim.train.hooked import ClientMemory, HookedSlots
 from fedsim.train.outcome import summarise
 from fedsim.train.plan import Plan
+from fedsim.train.precision import check, products
 from fedsim.train.rows import SerialGradient
 from fedsim.train.step import SerialStep, is_stochastic
 from fedsim.uplink import Uplink
@@ -38,6 +40,8 @@ class SerialTrainer:
         local: the optimizer's settings.
         seed: the run's seed, for dropout.
         uplink: where updates go; None: into their mean.
+        precision: of gradients (`fedsim.train.precision`).
+        cuda_graphs: launch each step as a CUDA graph (`fedsim.train.graphs`); None: where that works.
     """
 
     num_slots = 1
@@ -52,12 +56,18 @@ class SerialTrainer:
         *,
         seed: int = 0,
         uplink: Uplink | None = None,
+        precision: str = "float32",
+        cuda_graphs: bool | None = None,
     ) -> None:
         self.dataset, self.model, self.seed, self.uplink = dataset, model, seed, uplink
+        check(precision, model.device)
         self.data = ResidentSplit(dataset, dataset.train, model.device)
         self.algorithm, self.local, self.memory = algorithm, local, ClientMemory(algorithm, model)
-        self.plain = SerialStep(model, local)
-        self.stochastic = is_stochastic(model.module)
+        self.precision, self.stochastic = precision, is_stochastic(model.module)
+        plain = not algorithm.hooked and local.optimizer == "sgd"
+        capture = find_capture(cuda_graphs, model.device, plain=plain, stochastic=self.stochastic)
+        step = SerialStep(model, local, precision)
+        self.plain = step if capture is None else GraphedStep(step, capture)
 
     @property
     def clients(self) -> ClientVectors | None:
@@ -74,7 +84,7 @@ class SerialTrainer:
         Raises:
             ValueError: a client's loss or update is not finite.
         """
-        with self.memory.settled():
+        with self.memory.settled(), products(self.precision, broadcast.device):
             return self._train(plan, broadcast, scale)
 
     def _train(self, plan: Plan, broadcast: Tensor, scale: float) -> PartialAverage:
@@ -91,7 +101,7 @@ class SerialTrainer:
         weights = client_weights(self.algorithm, layout, plan.clients, plan.weights, broadcast).tolist()
         slots, start = None, broadcast[: layout.size]
         if record.hooked or local.optimizer != "sgd":
-            gradient, rows = SerialGradient(self.model), self.model.vector.view(1, -1)
+            gradient, rows = SerialGradient(self.model, self.precision), self.model.vector.view(1, -1)
             slots = HookedSlots(
                 self.model,
                 record,
@@ -104,7 +114,7 @@ class SerialTrainer:
                 plan=plan,
             )
         else:
-            self.plain.local = local
+            self.plain.use(local)
         # one place for every client's figures: small tensors kept until the end would pin the heap's pages
         loss_sums, squared_norms = broadcast.new_empty((2, len(plan.clients)))
         rows = self.data.rows(plan.rows[:, 0])

@@ -86,6 +86,18 @@ class SlotState:
         self.taken = np.zeros(num_slots, np.int64)  # steps that the slot's client has taken
         self.touched = 0  # steps of history that have been written by any slot
 
+    def restart(self, broadcast: Tensor, local: LocalConfig) -> None:
+        """Another round in the same memory: nothing may be factored, and the optimizer must be of the same kind."""
+        assert not self.bases
+        assert bool(local.momentum) == bool(self.local.momentum)
+        self.local = local
+        for c in self.columns:
+            self.start[c.start : c.stop] = broadcast[c.vector_start : c.vector_start + c.stop - c.start]
+
+    def computed(self, n: int) -> int:
+        """How many slots are computed when the first n are busy."""
+        return n
+
     def begin(self, slots: Tensor | slice, arriving: np.ndarray) -> None:
         """New clients start in these slots: the global model, no momentum, no history; who they are changes nothing."""
         self.rows[slots] = self.start

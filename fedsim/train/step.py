@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fedsim.config import LocalConfig
 from fedsim.objective import cross_entropy
+from fedsim.train.precision import autocast
 from fedsim.vector import FlatModel
 
 Tensors = list[Tensor] | tuple[Tensor, ...]
@@ -53,13 +54,17 @@ class SerialStep:
     Memory besides the model: the gradient, and the momentum where there is one.
     """
 
-    def __init__(self, model: FlatModel, local: LocalConfig) -> None:
-        self.model, self.local = model, local
+    def __init__(self, model: FlatModel, local: LocalConfig, precision: str = "float32") -> None:
+        self.model, self.local, self.precision = model, local, precision
         self.parameters: list[Tensor] = [*model.parameters]
         self.momentum = torch.zeros_like(model.vector[: model.num_parameters]) if local.momentum else None
         self.momenta = None
         if self.momentum is not None:
             self.momenta = [self.momentum[e.start : e.stop].view(e.shape) for e in model.layout.parameters]
+
+    def use(self, local: LocalConfig) -> None:
+        """Go on with another learning rate."""
+        self.local = local
 
     def begin(self) -> None:
         """A new client starts: its momentum is zero."""
@@ -68,7 +73,9 @@ class SerialStep:
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """One minibatch; returns the mean loss before the step (0-d, on the device)."""
-        loss = cross_entropy(self.model.module(inputs), targets).mean()
+        with autocast(self.precision, inputs.device):
+            outputs = self.model.module(inputs)
+        loss = cross_entropy(outputs, targets).mean()
         gradients: Tensors = torch.autograd.grad(loss, self.model.parameters, allow_unused=True, materialize_grads=True)
         with torch.no_grad():
             if self.local.max_gradient_norm is not None:

@@ -17,9 +17,11 @@ from fedsim.data.resident import ResidentSplit
 from fedsim.rng import torch_stream
 from fedsim.train.batched import factorable
 from fedsim.train.gradient import SlotGradient
+from fedsim.train.graphs import GraphedSlots, find_capture
 from fedsim.train.hooked import ClientMemory, HookedSlots
 from fedsim.train.outcome import summarise
 from fedsim.train.plan import Plan
+from fedsim.train.precision import check, products
 from fedsim.train.rows import BatchedGradient
 from fedsim.train.slots import SlotState
 from fedsim.train.step import is_stochastic
@@ -45,6 +47,9 @@ class VectorizedTrainer:
         factor: keep large linear layers as factors (`FactoredLinear`) where that takes less memory than a weight
             for each slot; False never does.
         uplink: where updates go, whole, so that nothing is factored; None: into their mean.
+        precision: of gradients (`fedsim.train.precision`); with bf16 nothing is factored.
+        cuda_graphs: launch each step as a CUDA graph (`fedsim.train.graphs`), for which nothing is factored; None:
+            where that works.
     """
 
     def __init__(
@@ -58,16 +63,22 @@ class VectorizedTrainer:
         num_slots: int = 32,
         factor: bool = True,
         uplink: Uplink | None = None,
+        precision: str = "float32",
+        cuda_graphs: bool | None = None,
     ) -> None:
         if num_slots < 1:
             raise ValueError(f"trainer.num_slots must be at least 1, got {num_slots}")
+        check(precision, model.device)
         self.dataset, self.model, self.seed, self.uplink = dataset, model, seed, uplink
         self.algorithm, self.local, self.num_slots = algorithm, local, num_slots
         self.data = ResidentSplit(dataset, dataset.train, model.device)
-        self.stochastic = is_stochastic(model.module)
+        self.stochastic, self.precision = is_stochastic(model.module), precision
         sample = dataset.preprocess(dataset.train.inputs[:1]).to(model.device)
         self.memory = ClientMemory(algorithm, model)
-        whole_vectors = algorithm.hooked or local.optimizer != "sgd" or uplink is not None
+        plain = not algorithm.hooked and local.optimizer == "sgd"
+        self.capture = find_capture(cuda_graphs, model.device, plain=plain, stochastic=self.stochastic)
+        self.graphed: GraphedSlots | None = None
+        whole_vectors = not plain or uplink is not None or precision == "bf16" or self.capture is not None
         self.factorable = factorable(model.module, sample, _MIN_FACTORED) if factor and not whole_vectors else {}
         self.expected_history = 0
         self.functions: dict[frozenset[str], SlotGradient] = {}
@@ -76,7 +87,9 @@ class VectorizedTrainer:
         """The batched gradient with these layers factored; one trace serves every size."""
         key = frozenset(factored)
         if key not in self.functions:
-            self.functions[key] = SlotGradient(self.model.module, set(factored), stochastic=self.stochastic)
+            self.functions[key] = SlotGradient(
+                self.model.module, set(factored), stochastic=self.stochastic, precision=self.precision
+            )
         return self.functions[key]
 
     @property
@@ -112,7 +125,7 @@ class VectorizedTrainer:
             average = OnlineAverage(size, scale=scale, device=broadcast.device)
         else:
             average = self.uplink.open(plan.round, plan.clients, scale)
-        with self.memory.settled():
+        with self.memory.settled(), products(self.precision, broadcast.device):
             return average.result(self.run(plan, broadcast, average))
 
     def run(self, plan: Plan, broadcast: Tensor, average: OnlineAverage | Receiver) -> dict[str, float]:
@@ -127,6 +140,7 @@ class VectorizedTrainer:
         num_steps, num_slots, batch = plan.rows.shape
         longest = int(plan.steps.max())
         state = self._slots(plan, self._factored(longest * batch), broadcast)
+        steps = state if self.graphed is None or state is not self.graphed.state else self.graphed
         order = plan.start.argsort(kind="stable")
         begins = plan.start[order]
         num_busy = (plan.counts > 0).sum(1)
@@ -173,7 +187,9 @@ class VectorizedTrainer:
                 x, y = (v.view(-1, width, batch, *v.shape[1:]) for v in (x, y))
             n = int(num_busy[t])
             now = t - first
-            loss_sums[t, :n] = state.advance(n, x[now, :n], y[now, :n], counts[t, :n])
+            if finished and steps.computed(n) > n:
+                fold()
+            loss_sums[t, :n] = steps.advance(n, x[now, :n], y[now, :n], counts[t, :n])
             finished += [int(plan.slot[i]) for i in ending.get(t + 1, ())]
         fold()
         per_client = _per_client(loss_sums.cpu(), plan)
@@ -197,7 +213,12 @@ class VectorizedTrainer:
                 broadcast=broadcast,
                 plan=plan,
             )
-        return SlotState(
+        start = broadcast[: self.model.layout.size]
+        if self.graphed is not None and len(self.graphed.state.rows) == num_slots:
+            self.graphed.restart(start, local)
+            return self.graphed.state
+        self.graphed = None
+        state = SlotState(
             self.model,
             factored,
             self._function(factored),
@@ -205,8 +226,11 @@ class VectorizedTrainer:
             num_steps=int(plan.steps.max()),
             batch=batch,
             local=local,
-            broadcast=broadcast[: self.model.layout.size],
+            broadcast=start,
         )
+        if self.capture is not None:
+            self.graphed = GraphedSlots(state, self.capture)
+        return state
 
 
 def _per_client(loss_sums: Tensor, plan: Plan) -> Tensor:

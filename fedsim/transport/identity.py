@@ -20,7 +20,7 @@ class Identity:
         layout: `layout_hash` of the model.
         size: elements of the longest vector that travels; P + Q for FedAvg.
         num_clients: C.
-        choice: num_slots and num_threads of trainer=auto, which the server chooses for all; None: another trainer.
+        choice: `Choice.facts` of trainer=auto, which the server chooses for all; None: another trainer.
     """
 
     config: dict[str, Any]
@@ -31,7 +31,7 @@ class Identity:
     layout: str
     size: int
     num_clients: int
-    choice: dict[str, int] | None = None
+    choice: dict[str, Any] | None = None
 
     def fields(self) -> dict[str, Any]:
         """As a message carries it: `Identity(**fields)`."""
