@@ -3,6 +3,13 @@
 from importlib.metadata import version
 
 import torch
+
+try:
+    import torchvision  # noqa: F401 (FedLab imports it)
+except RuntimeError:  # a build for another PyTorch: declare the operators it misses, which averaging never calls
+    missing = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        missing.define(f"{name}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
 from fedlab.contrib.algorithm.fedavg import FedAvgSerialClientTrainer, FedAvgServerHandler
 from fedlab.core.standalone import StandalonePipeline
 from peers.common import Rounds, Work, batches, clients, load, model, values
