@@ -4,6 +4,7 @@ metrics.jsonl and metrics.csv have a row for each round; clients.csv the last pe
 resolved configuration; summary.json the outcome; model.safetensors the final model by parameter name.
 """
 
+import csv
 import json
 import os
 from pathlib import Path
@@ -47,8 +48,10 @@ class RunDirectory:
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
         if self.columns.issuperset(metrics):
-            row = pd.DataFrame([metrics], columns=self.header)
-            row.to_csv(self.path / "metrics.csv", mode="a", header=False, index=False)
+            with (self.path / "metrics.csv").open("a", encoding="utf-8", newline="") as file:
+                # A frame of one row would take milliseconds, as long as many a round.
+                row = (metrics.get(name) for name in self.header)
+                csv.writer(file, lineterminator=os.linesep).writerow(["" if v != v else v for v in row])  # NaN: a gap
         else:  # a metric seen for the first time adds a column to every row
             self.columns |= set(metrics)
             self._write_csv()
