@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from report import header, print_report, write_report
 
-_RUN = ("fedsim.cli", "fedsim.checkpoint", "fedsim.assemble", "fedsim.record", "fedsim.transport.place")
+_RUN = ("fedsim.cli", "fedsim.checkpoint", "fedsim.assemble", "fedsim.recording", "fedsim.transport.place")
 
 
 def timed(call: Callable[[], object], repeats: int = 9) -> float:
@@ -123,7 +123,7 @@ def overhead(registered: int, cohort: int, num_slots: int, rounds: int) -> dict[
     from fedsim.config import CheckpointConfig, EvaluateConfig, LocalConfig, ServerConfig, TrackingConfig
     from fedsim.data.federated import FederatedDataset, Split
     from fedsim.models import logistic
-    from fedsim.record import record
+    from fedsim.recording import record
     from fedsim.simulation import Simulation
     from fedsim.train.plan import make_plan
 
