@@ -38,6 +38,12 @@ log = logging.getLogger("fedsim")
 _STEPS = 2
 # Seconds of a serial trial of a small model.
 _SHORT = 0.2
+# The processor time of a thread that has the processor to itself, as a share of what the clock says.
+_ALONE = 0.7
+_DISTURBED = (
+    "trainer=auto measured while other programs had the processor, so its choice may be poor: set trainer=vectorized "
+    "and trainer.num_slots to choose yourself"
+)
 # A share of the run that the trials may take.
 _SHARE = 0.05
 
@@ -50,6 +56,7 @@ class Choice:
         num_slots: K; 0 is the serial trainer.
         num_threads: PyTorch's intra-operator threads.
         precision, cuda_graphs: as for the trainers.
+        disturbed: other programs had the processor while this was measured.
         table: what was measured: trainer, num_threads, predicted seconds and bytes of a round.
         reason: in words.
     """
@@ -59,6 +66,7 @@ class Choice:
     reason: str
     precision: str = "float32"
     cuda_graphs: bool | None = None
+    disturbed: bool = False
     table: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -142,6 +150,8 @@ class Auto:
             try:
                 found = Choice(**{**json.loads(path.read_text()), "reason": f"measured before, see {path}"})
                 if found.round_bytes() <= budget:
+                    if found.disturbed:
+                        log.warning(f"{_DISTURBED}; delete {path} to measure again")
                     return found
                 log.info(f"{path} chose a trainer that does not fit the memory budget now; measuring again")
             except (ValueError, TypeError, OSError):
@@ -149,6 +159,8 @@ class Auto:
         base = Choice(num_slots=0, num_threads=1, reason="", precision=self.precision, cuda_graphs=self.cuda_graphs)
         trial = _Trial(dataset, model, algorithm, local, cohort, broadcast, scale, whole, base=base)
         choice = self._measure(trial, budget, num_rounds)
+        if choice.disturbed:
+            log.warning(_DISTURBED)
         if self.cache:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -179,7 +191,7 @@ class Auto:
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 
     def _measure(self, trial: "_Trial", budget: int, num_rounds: int) -> Choice:
-        begin = time.perf_counter()
+        begin, processor = time.perf_counter(), time.process_time()
         threads = threads_given()
         rows: list[tuple[float, int, int, int]] = []  # seconds of a round, K, threads, bytes
 
@@ -235,7 +247,11 @@ class Auto:
             for s, k, t, b in sorted(rows, key=lambda row: (row[2], row[1]))
         ]
         reason = f"about {seconds:.3g} s a round, fastest of {len(rows)} measured in {trial.seconds:.1f} s"
-        return replace(trial.base, num_slots=num_slots, num_threads=count, reason=reason, table=table)
+        spent, waited = time.process_time() - processor, time.perf_counter() - begin
+        disturbed = waited > _SHORT and spent < _ALONE * waited and trial.broadcast.device.type == "cpu"
+        return replace(
+            trial.base, num_slots=num_slots, num_threads=count, reason=reason, table=table, disturbed=disturbed
+        )
 
 
 _given: tuple[int, int] | None = None
@@ -338,6 +354,9 @@ class _Trial:
         busy = busy_slots(self.steps, n)
         known = sorted(k for k, threads in self.measured if k and threads == num_threads)
         times = [self.measured[k, num_threads][0] for k in known]
+        serial = self.measured.get((0, num_threads))
+        if num_slots and serial is not None and known[0] > 1:  # a round ends with few busy slots
+            known, times = [1, *known], [min(serial[0], times[0]), *times]
         steps = np.interp(busy, known, times).sum() if num_slots else step * len(busy)
         return float(steps) + self.measured[num_slots, num_threads][1] * len(self.cohort)
 

@@ -77,6 +77,18 @@ def test_a_choice_is_remembered_for_the_same_model_and_shape_only(make_dataset):
     assert not simulation(make_dataset(SIZES), Auto(cache=False)).choice.reason.startswith("measured before")
 
 
+def test_a_choice_made_on_a_busy_machine_says_so_every_time(make_dataset, monkeypatch, caplog):
+    monkeypatch.setattr(calibrate_module, "_ALONE", 1e9)  # no machine is free enough
+    monkeypatch.setattr(calibrate_module, "_SHORT", 0.0)
+    caplog.clear()
+    assert simulation(make_dataset(SIZES), Auto()).choice.disturbed
+    assert "its choice may be poor: set trainer=vectorized" in caplog.text
+    caplog.clear()
+    again = simulation(make_dataset(SIZES), Auto()).choice
+    assert again.reason.startswith("measured before")
+    assert "to measure again" in caplog.text
+
+
 def test_the_trial_leaves_no_trace(make_dataset):
     dataset = make_dataset(SIZES)
     torch.manual_seed(5)
