@@ -7,7 +7,7 @@ from torch import nn
 
 from fedsim.data.federated import FederatedDataset
 from fedsim.pooling import pool_in_pairs
-from fedsim.rng import torch_stream
+from fedsim.rng import forked_generators, torch_stream
 from fedsim.vector import FlatModel
 
 ModelFactory = Callable[[tuple[int, ...], int], nn.Module]
@@ -48,8 +48,8 @@ def build_model(dataset: FederatedDataset, model: nn.Module | ModelFactory, *, s
 def _initialise(model: nn.Module | ModelFactory, dataset: FederatedDataset, seed: int, draw: int = 0) -> nn.Module:
     if isinstance(model, nn.Module):
         return model
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(torch_stream(seed, "initialise", draw).initial_seed())
+    with forked_generators() as reseed:
+        reseed(torch_stream(seed, "initialise", draw).initial_seed())
         return model(dataset.input_shape, dataset.num_classes)
 
 
