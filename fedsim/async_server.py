@@ -12,6 +12,7 @@ from fedsim.aggregate import weight_scale
 from fedsim.algorithms.base import Algorithm, Round, Setup
 from fedsim.client_state import ClientVectors
 from fedsim.config import ScheduleConfig
+from fedsim.denormals import flushed_denormals
 from fedsim.events import Queue
 from fedsim.memory import peak_memory_bytes
 from fedsim.transport.base import Job, Transport
@@ -65,6 +66,7 @@ class AsyncServer:
         self.state = algorithm.server_init(vector, Setup(num_parameters=num_parameters, sizes=sizes, draw=draw))
         self.round = 0
 
+    @flushed_denormals()
     def run_round(self) -> dict[str, float]:
         """Wait for a buffer of updates and step. After an error nothing has moved."""
         begin = time.perf_counter()

@@ -38,9 +38,6 @@ def build_model(dataset: FederatedDataset, model: nn.Module | ModelFactory, *, s
     where = choose_device(device)
     if where.type == "cuda":
         torch.cuda.reset_peak_memory_stats(where)
-    else:
-        # Numbers below 1e-38 become zero: they change no result, and a product with one takes 100 times as long.
-        torch.set_flush_denormal(True)
     module = _initialise(model, dataset, seed)
     return FlatModel(pool_in_pairs(module) if where.type == "cpu" else module, where)
 

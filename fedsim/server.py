@@ -13,6 +13,7 @@ from fedsim.aggregate import weight_scale
 from fedsim.algorithms.base import Algorithm, Round, ServerState, Setup, lengths, split, weigh
 from fedsim.clock import Clock
 from fedsim.config import ScheduleConfig, ServerConfig
+from fedsim.denormals import flushed_denormals
 from fedsim.memory import peak_memory_bytes
 from fedsim.sampling import Sampler
 from fedsim.transport.base import Job, Transport
@@ -57,6 +58,7 @@ class Server:
         self.state = algorithm.server_init(vector, Setup(num_parameters=num_parameters, sizes=sizes, draw=draw))
         self.round = 0
 
+    @flushed_denormals()
     def run_round(self) -> Metrics:
         """One round: draw the cohort, train it, move the global model. After an error nothing has moved."""
         begin = time.perf_counter()

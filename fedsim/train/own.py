@@ -11,6 +11,7 @@ from fedsim.algorithms.base import Algorithm
 from fedsim.config import LocalConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.data.resident import ResidentSplit
+from fedsim.denormals import flushed_denormals
 from fedsim.rng import torch_stream
 from fedsim.train.hooked import ClientMemory, HookedSlots
 from fedsim.train.plan import make_plan
@@ -73,7 +74,7 @@ def own_models(
         if num_steps != 0 and sizes[client]:
             model.module.train()
             cuda = [model.device] if model.device.type == "cuda" else []
-            with torch.random.fork_rng(cuda, enabled=stochastic):
+            with flushed_denormals(), torch.random.fork_rng(cuda, enabled=stochastic):
                 if stochastic:
                     torch.manual_seed(torch_stream(seed, "dropout", plan.round, client).initial_seed())
                 for rows, count in zip(plan.rows[:, 0], plan.counts[:, 0].tolist(), strict=True):

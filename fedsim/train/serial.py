@@ -15,6 +15,7 @@ from fedsim.client_state import ClientVectors
 from fedsim.config import LocalConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.data.resident import ResidentSplit
+from fedsim.denormals import flushed_denormals
 from fedsim.rng import torch_stream
 from fedsim.train.hooked import ClientMemory, HookedSlots
 from fedsim.train.outcome import summarise
@@ -68,6 +69,7 @@ class SerialTrainer:
         """Nothing is remembered."""
         return 0
 
+    @flushed_denormals()
     def train(self, plan: Plan, broadcast: Tensor, scale: float) -> PartialAverage:
         """Train every client of the plan from `broadcast` (P + Q + ...,) and average the updates.
 

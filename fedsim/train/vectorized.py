@@ -14,6 +14,7 @@ from fedsim.client_state import ClientVectors
 from fedsim.config import LocalConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.data.resident import ResidentSplit
+from fedsim.denormals import flushed_denormals
 from fedsim.rng import torch_stream
 from fedsim.train.batched import factorable
 from fedsim.train.gradient import SlotGradient
@@ -101,6 +102,7 @@ class VectorizedTrainer:
         widths = sum(out + into for out, into in self._factored(steps * batch).values())
         return (steps - 1) * batch * widths * self.model.vector.element_size()
 
+    @flushed_denormals()
     def train(self, plan: Plan, broadcast: Tensor, scale: float) -> PartialAverage:
         """Train every client of the plan from `broadcast` (P + Q + ...,) and average the updates.
 
