@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from fedsim.batch_norm import accept_single_values
 from fedsim.data.federated import FederatedDataset
 from fedsim.pooling import pool_in_pairs
 from fedsim.rng import forked_generators, torch_stream
@@ -38,7 +39,7 @@ def build_model(dataset: FederatedDataset, model: nn.Module | ModelFactory, *, s
     where = choose_device(device)
     if where.type == "cuda":
         torch.cuda.reset_peak_memory_stats(where)
-    module = _initialise(model, dataset, seed)
+    module = accept_single_values(_initialise(model, dataset, seed))
     return FlatModel(pool_in_pairs(module) if where.type == "cpu" else module, where)
 
 
