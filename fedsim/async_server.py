@@ -64,11 +64,11 @@ class AsyncServer:
         self.algorithm, self.clock, self.transport = algorithm, queue, transport
         self.versions = ClientVectors(len(vector), name="versions", dtype=vector.dtype, device=vector.device)
         self.state = algorithm.server_init(vector, Setup(num_parameters=num_parameters, sizes=sizes, draw=draw))
-        self.round = 0
+        self.round, self.moving = 0, False
 
     @flushed_denormals()
     def run_round(self) -> dict[str, float]:
-        """Wait for a buffer of updates and step. After an error nothing has moved."""
+        """Wait for a buffer of updates and step. After an error in training nothing has moved; see `Server.moving`."""
         begin = time.perf_counter()
         version, queue = self.round, self.clock.copy()
         sent = queue.run(self.how.buffer_size, version)
@@ -80,6 +80,7 @@ class AsyncServer:
         stale = [version - started_from for _, started_from in queue.arrived]
         queue.arrived.clear()
         needed = queue.versions()
+        self.moving = True
         self.versions.forget(np.setdiff1d(self.versions.written, list(needed)))
         if version in needed:
             self.versions.write(np.array([version]), self.vector[None])
@@ -94,7 +95,7 @@ class AsyncServer:
         )
         mean[: self.num_parameters] *= self.schedule.at(version + 1)
         self.state = self.algorithm.server_step(self.vector, mean, self.state, around)
-        self.round, self.clock = version + 1, queue
+        self.round, self.clock, self.moving = version + 1, queue, False
         return {
             "round": self.round,
             "train_loss": sums["loss_sum"] / sums["samples"],
