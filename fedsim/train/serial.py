@@ -16,7 +16,7 @@ from fedsim.config import LocalConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.data.resident import ResidentSplit
 from fedsim.denormals import flushed_denormals
-from fedsim.rng import torch_stream
+from fedsim.rng import forked_generators, torch_stream
 from fedsim.train.hooked import ClientMemory, HookedSlots
 from fedsim.train.outcome import summarise
 from fedsim.train.plan import Plan
@@ -58,7 +58,7 @@ class SerialTrainer:
         self.data = ResidentSplit(dataset, dataset.train, model.device)
         self.algorithm, self.local, self.memory = algorithm, local, ClientMemory(algorithm, model)
         self.plain = SerialStep(model, local)
-        self.stochastic = is_stochastic(model.module)
+        self.stochastic = is_stochastic(model, dataset)
 
     @property
     def clients(self) -> ClientVectors | None:
@@ -114,11 +114,10 @@ class SerialTrainer:
         counts = plan.counts[:, 0].tolist()
         counts_on_device = torch.from_numpy(plan.counts[:, 0]).to(broadcast.device, broadcast.dtype)
         block = max(1, self.data.samples_at_once(_GATHER[broadcast.device.type]) // batch)
-        cuda = [broadcast.device] if broadcast.is_cuda else []
-        with torch.random.fork_rng(cuda, enabled=self.stochastic):
+        with forked_generators(self.stochastic) as reseed:
             for i, client in enumerate(plan.clients.tolist()):
                 if self.stochastic:
-                    torch.manual_seed(torch_stream(self.seed, "dropout", plan.round, client).initial_seed())
+                    reseed(torch_stream(self.seed, "dropout", plan.round, client).initial_seed())
                 if slots is None:
                     self.model.load(start)
                     self.plain.begin()

@@ -15,7 +15,7 @@ from fedsim.config import LocalConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.data.resident import ResidentSplit
 from fedsim.denormals import flushed_denormals
-from fedsim.rng import torch_stream
+from fedsim.rng import forked_generators, torch_stream
 from fedsim.train.batched import factorable
 from fedsim.train.gradient import SlotGradient
 from fedsim.train.hooked import ClientMemory, HookedSlots
@@ -65,7 +65,7 @@ class VectorizedTrainer:
         self.dataset, self.model, self.seed, self.uplink = dataset, model, seed, uplink
         self.algorithm, self.local, self.num_slots = algorithm, local, num_slots
         self.data = ResidentSplit(dataset, dataset.train, model.device)
-        self.stochastic = is_stochastic(model.module)
+        self.stochastic = is_stochastic(model, dataset)
         sample = dataset.preprocess(dataset.train.inputs[:1]).to(model.device)
         self.memory = ClientMemory(algorithm, model)
         whole_vectors = algorithm.hooked or local.optimizer != "sgd" or uplink is not None
@@ -119,10 +119,9 @@ class VectorizedTrainer:
 
     def run(self, plan: Plan, broadcast: Tensor, average: OnlineAverage | Receiver) -> dict[str, float]:
         """Train every client of the plan and add the updates to `average`; returns the metrics."""
-        cuda = [broadcast.device] if broadcast.is_cuda else []
-        with torch.random.fork_rng(cuda, enabled=self.stochastic):
+        with forked_generators(self.stochastic) as reseed:
             if self.stochastic:
-                torch.manual_seed(torch_stream(self.seed, "dropout", plan.round).initial_seed())
+                reseed(torch_stream(self.seed, "dropout", plan.round).initial_seed())
             return self._run(plan, broadcast, average)
 
     def _run(self, plan: Plan, broadcast: Tensor, average: OnlineAverage | Receiver) -> dict[str, float]:

@@ -180,12 +180,22 @@ def test_a_model_that_cannot_be_batched_is_refused_with_the_alternative(double):
         run(double, DataDependent, PLAIN, partial(VectorizedTrainer, num_slots=3))
 
 
-def test_dropout_is_reproducible_for_a_number_of_slots(double):
-    factory = partial(convnet2, hidden_size=16, dropout=0.5)
+class FunctionalDropout(nn.Module):
+    def __init__(self, input_shape, num_classes):
+        super().__init__()
+        self.linear = nn.Linear(64, num_classes)
+
+    def forward(self, x):
+        return self.linear(nn.functional.dropout(x.flatten(1), 0.5, self.training))
+
+
+@pytest.mark.parametrize("factory", [partial(convnet2, hidden_size=16, dropout=0.5), FunctionalDropout])
+def test_dropout_is_reproducible_for_a_number_of_slots(double, factory, caplog):
     one, _, _ = run(double, factory, PLAIN, partial(VectorizedTrainer, num_slots=4), rounds=2)
     torch.manual_seed(5)
     two, _, _ = run(double, factory, PLAIN, partial(VectorizedTrainer, num_slots=4), rounds=2)
     assert torch.equal(one, two)
+    assert not caplog.records, "the step was not traced"
 
 
 def test_a_client_that_is_not_finite_is_named(make_dataset):
