@@ -6,8 +6,12 @@ weight of the whole cohort). Sums of grid points that stay below 2^53 grid steps
 do not depend on their order: the mean is bitwise the same for any order of clients, any split over workers and any
 shape of the tree. The grid is far below float32: for a cohort of total weight near `scale`, a term is off by at most
 2^-45 = 2.8e-14.
+
+The bound is on the mean: 2^9 in its largest element. Beyond it (the first round of an unnormalised running variance)
+the sum is right to float64's rounding, and its last bits depend on the order again; that is said once, when it happens.
 """
 
+import logging
 import math
 import threading
 from dataclasses import dataclass, field
@@ -15,10 +19,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+log = logging.getLogger("fedsim")
+
 # Elements handled at once: on a CPU, a block and its float64 temporaries stay in the processor's cache.
 _BLOCK = 1 << 16
 _BLOCK_CUDA = 1 << 24
 _GRID = float(1 << 44)
+# Sums of whole numbers are exact below this.
+_EXACT = float(1 << 53)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +48,33 @@ class PartialAverage:
     @property
     def mean(self) -> Tensor:
         """(P + Q,) float64: the weighted mean of the updates."""
+        self._look()
         return self.total * (self.scale / (_GRID * self.weight))
 
     def take_mean(self) -> Tensor:
         """`mean` in the place of `total`, which is used up: the last use of a partial average."""
+        self._look()
         return self.total.mul_(self.scale / (_GRID * self.weight))
+
+    def _look(self) -> None:
+        """Say it if the sum has left the range in which it has no order."""
+        largest = torch.linalg.vector_norm(self.total, math.inf).item()
+        if largest >= _EXACT:
+            _warn_of_order(largest * self.scale / (_GRID * self.weight))
+
+
+def _warn_of_order(largest: float) -> None:
+    """Once in a process: what is so large in one round seldom is so in this round only."""
+    if not _warned:
+        _warned.append(largest)
+        log.warning(
+            f"an element of the mean update is {largest:.3g}: beyond {_EXACT / _GRID:.0f} the mean is still right to "
+            "rounding, but its last bits depend on the order of the clients, so that other workers or slots may give "
+            "others; normalise the inputs, or lower local.learning_rate if the model diverges"
+        )
+
+
+_warned: list[float] = []
 
 
 def weight_scale(total_weight: float) -> float:

@@ -12,6 +12,7 @@ from fedsim.aggregate import weight_scale
 from fedsim.algorithms.base import Algorithm, Round, Setup
 from fedsim.client_state import ClientVectors
 from fedsim.config import ScheduleConfig
+from fedsim.denormals import flushed_denormals
 from fedsim.events import Queue
 from fedsim.memory import peak_memory_bytes
 from fedsim.transport.base import Job, Transport
@@ -63,10 +64,11 @@ class AsyncServer:
         self.algorithm, self.clock, self.transport = algorithm, queue, transport
         self.versions = ClientVectors(len(vector), name="versions", dtype=vector.dtype, device=vector.device)
         self.state = algorithm.server_init(vector, Setup(num_parameters=num_parameters, sizes=sizes, draw=draw))
-        self.round = 0
+        self.round, self.moving = 0, False
 
+    @flushed_denormals()
     def run_round(self) -> dict[str, float]:
-        """Wait for a buffer of updates and step. After an error nothing has moved."""
+        """Wait for a buffer of updates and step. After an error in training nothing has moved; see `Server.moving`."""
         begin = time.perf_counter()
         version, queue = self.round, self.clock.copy()
         sent = queue.run(self.how.buffer_size, version)
@@ -78,6 +80,7 @@ class AsyncServer:
         stale = [version - started_from for _, started_from in queue.arrived]
         queue.arrived.clear()
         needed = queue.versions()
+        self.moving = True
         self.versions.forget(np.setdiff1d(self.versions.written, list(needed)))
         if version in needed:
             self.versions.write(np.array([version]), self.vector[None])
@@ -92,7 +95,7 @@ class AsyncServer:
         )
         mean[: self.num_parameters] *= self.schedule.at(version + 1)
         self.state = self.algorithm.server_step(self.vector, mean, self.state, around)
-        self.round, self.clock = version + 1, queue
+        self.round, self.clock, self.moving = version + 1, queue, False
         return {
             "round": self.round,
             "train_loss": sums["loss_sum"] / sums["samples"],

@@ -95,12 +95,14 @@ class Checkpoint:
         try:
             with safe_open(path, framework="pt", device=device) as file:
                 about = json.loads((file.metadata() or {})["fedsim"])
+                if about["format"] != _FORMAT:
+                    raise ValueError(
+                        f"{path} has checkpoint format {about['format']}, this version reads format {_FORMAT}"
+                    )
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            vector, round, config, dataset = tensors.pop("vector"), about["round"], about["config"], about["dataset"]
+        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is not a checkpoint of fedsim, or it is damaged: {error}") from error
-        if about["format"] != _FORMAT:
-            raise ValueError(f"{path} has checkpoint format {about['format']}, this version reads format {_FORMAT}")
-        vector = tensors.pop("vector")
         clients: dict[str, dict[str, Tensor]] = {}
         for key in [key for key in tensors if key.startswith("clients.")]:
             name, part = key.removeprefix("clients.").rsplit(".", 1)
@@ -108,11 +110,11 @@ class Checkpoint:
         clock = {key.removeprefix("clock."): tensors.pop(key) for key in list(tensors) if key.startswith("clock.")}
         uplink = {key.removeprefix("uplink."): tensors.pop(key) for key in list(tensors) if key.startswith("uplink.")}
         return cls(
-            round=about["round"],
+            round=round,
             vector=vector,
             state={name.removeprefix("state."): tensor for name, tensor in tensors.items()},
-            config=about["config"],
-            dataset=about["dataset"],
+            config=config,
+            dataset=dataset,
             uplink=uplink,
             clients=clients,
             clock=clock,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedsim.data.federated import FederatedDataset, Split
 from fedsim.data.resident import ResidentSplit
+from fedsim.denormals import flushed_denormals
 from fedsim.objective import correct, cross_entropy, num_places
 from fedsim.rng import stream
 from fedsim.vector import FlatModel
@@ -41,6 +42,7 @@ class Evaluator:
         return self.rows[np.sort(stream(seed, "evaluate").choice(len(self.rows), max_samples, replace=False))]
 
     @torch.no_grad()
+    @flushed_denormals()
     def per_sample(self, vector: Tensor, rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Loss (nats) and correctness of each row (all, in the clients' order, if None): two (n,) float64 arrays."""
         self.model.load(vector)

@@ -5,9 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from fedsim.batch_norm import accept_single_values
 from fedsim.data.federated import FederatedDataset
 from fedsim.pooling import pool_in_pairs
-from fedsim.rng import torch_stream
+from fedsim.rng import forked_generators, torch_stream
 from fedsim.vector import FlatModel
 
 ModelFactory = Callable[[tuple[int, ...], int], nn.Module]
@@ -38,18 +39,15 @@ def build_model(dataset: FederatedDataset, model: nn.Module | ModelFactory, *, s
     where = choose_device(device)
     if where.type == "cuda":
         torch.cuda.reset_peak_memory_stats(where)
-    else:
-        # Numbers below 1e-38 become zero: they change no result, and a product with one takes 100 times as long.
-        torch.set_flush_denormal(True)
-    module = _initialise(model, dataset, seed)
+    module = accept_single_values(_initialise(model, dataset, seed))
     return FlatModel(pool_in_pairs(module) if where.type == "cpu" else module, where)
 
 
 def _initialise(model: nn.Module | ModelFactory, dataset: FederatedDataset, seed: int, draw: int = 0) -> nn.Module:
     if isinstance(model, nn.Module):
         return model
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(torch_stream(seed, "initialise", draw).initial_seed())
+    with forked_generators() as reseed:
+        reseed(torch_stream(seed, "initialise", draw).initial_seed())
         return model(dataset.input_shape, dataset.num_classes)
 
 

@@ -58,7 +58,9 @@ class PairwiseMaxPool(nn.Module):
 
 
 def pool_in_pairs(module: nn.Module) -> nn.Module:
-    """Replace every 2 x 2 MaxPool2d inside `module`, which has no state to lose, and return the module."""
+    """Replace every 2 x 2 MaxPool2d of `module`, which has no state to lose, and return what takes its place."""
+    if PairwiseMaxPool.replaces(module):
+        return PairwiseMaxPool()
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if PairwiseMaxPool.replaces(child):

@@ -85,11 +85,12 @@ def _record(
     tracked.open(Run(name=name, directory=directory, config=config, clients=clients, done=server.round))
     if config:
         files.write_config(config)
-    saved = server.round
+    saved, commits = server.round, {name: state.commits for name, state in states.items()}
     shown = False if tracking.quiet else tracking.progress
     with Progress(num_rounds, done=server.round, enabled=shown) as progress:
         try:
             for metrics in simulation.rounds():
+                commits = {name: state.commits for name, state in states.items()}
                 files.log(metrics)
                 progress.log(metrics)
                 tracked.log(metrics)
@@ -98,10 +99,12 @@ def _record(
                     simulation.save(directory, config)
                     saved = server.round
         except KeyboardInterrupt:
+            # What is saved must be of one round: its row is written, and nothing of the next one lasts yet.
             logged = files.rows[-1]["round"] if files.rows else 0
-            if checkpoint.every and server.round > saved and server.round == logged:
-                for state in states.values():
-                    state.rollback()
+            for state in states.values():
+                state.rollback()
+            whole = not server.moving and commits == {name: state.commits for name, state in states.items()}
+            if checkpoint.every and whole and server.round > saved and server.round == logged:
                 files.sync()
                 simulation.save(directory, config)
             raise

@@ -5,6 +5,8 @@ Two tools: `stream` makes a NumPy generator for one draw (a cohort, a partition,
 """
 
 import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -27,6 +29,24 @@ def torch_stream(seed: int, purpose: str, round: int = 0, client: int = 0) -> to
     """The same as `stream`, as a CPU `torch.Generator`."""
     value = int(stream(seed, purpose, round, client).integers(0, 2**63))
     return torch.Generator().manual_seed(value)
+
+
+@contextmanager
+def forked_generators(enabled: bool = True) -> Iterator[Callable[[int], None]]:
+    """PyTorch's own generators, of the CPU and of the GPUs in use, are put back at the end of the `with`.
+
+    Yields the function that seeds them. `torch.manual_seed` would also reach GPUs that nobody has used yet, whose state
+    cannot be put back. With `enabled` false nothing is kept, and nothing may be seeded.
+    """
+    gpus = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+
+    def seed(value: int) -> None:
+        assert enabled, "what is seeded must be put back"
+        for generator in (torch.default_generator, *(torch.cuda.default_generators[i] for i in gpus)):
+            generator.manual_seed(value)
+
+    with torch.random.fork_rng(gpus, enabled=enabled):
+        yield seed
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from fedsim.aggregate import weight_scale
 from fedsim.algorithms.base import Algorithm, Round, ServerState, Setup, lengths, split, weigh
 from fedsim.clock import Clock
 from fedsim.config import ScheduleConfig, ServerConfig
+from fedsim.denormals import flushed_denormals
 from fedsim.memory import peak_memory_bytes
 from fedsim.sampling import Sampler
 from fedsim.transport.base import Job, Transport
@@ -23,6 +24,10 @@ Metrics = dict[str, float]
 
 class Server:
     """Owns what lasts from round to round: the global vector, the algorithm's vectors and the round's number.
+
+    Attributes:
+        moving: true from the moment when a round begins to change what lasts until all of it has changed. Where an
+            interrupt leaves it true, the state is of no round: nobody may save it or go on from it.
 
     Args:
         vector: (P + Q,) initial global model; changed in place.
@@ -55,10 +60,11 @@ class Server:
         self.algorithm, self.sampler, self.transport = algorithm, sampler, transport
         self.schedule, self.clock, self.uplink = schedule, clock, uplink
         self.state = algorithm.server_init(vector, Setup(num_parameters=num_parameters, sizes=sizes, draw=draw))
-        self.round = 0
+        self.round, self.moving = 0, False
 
+    @flushed_denormals()
     def run_round(self) -> Metrics:
-        """One round: draw the cohort, train it, move the global model. After an error nothing has moved."""
+        """One round: draw the cohort, train it, move the global model. After an error in training nothing has moved."""
         begin = time.perf_counter()
         round = self.round + 1
         cohort = self.sampler(self.seed, round)
@@ -79,6 +85,7 @@ class Server:
             timing = self.clock.metrics(outcome)
         if self.uplink is not None:
             self.uplink.commit()
+        self.moving = False
         return {
             "round": round,
             "train_loss": _mean_loss(sums),
@@ -161,6 +168,7 @@ class Server:
         )
         factor = self.schedule.at(round)
         before = None if factor == 1.0 else self.vector[: self.num_parameters].clone()
+        self.moving = record is self.algorithm  # a prelude gives vectors, and moves no model
         state = record.server_step(self.vector, mean[:size], state, around)
         if before is not None:
             parameters = self.vector[: self.num_parameters]
@@ -172,13 +180,28 @@ class HasRounds(Protocol):
     """A server: synchronous or not."""
 
     round: int
+    moving: bool
 
     def run_round(self) -> Metrics: ...
+
+
+def refuse_half_a_round(server: HasRounds) -> None:
+    """Do not go on from a state of no round.
+
+    Raises:
+        ValueError: the last round was broken off while it moved the model.
+    """
+    if server.moving:
+        raise ValueError(
+            f"round {server.round + 1} was broken off while it moved the model: continue from the last checkpoint "
+            "(checkpoint.resume), or build the simulation anew"
+        )
 
 
 def rounds(server: HasRounds, config: ServerConfig, evaluate: Callable[[bool], Metrics]) -> Iterator[Metrics]:
     """Run to the last round; yields each round's metrics, with `evaluate(last)` in the rounds that are due."""
     while server.round < config.num_rounds:
+        refuse_half_a_round(server)
         metrics = server.run_round()
         last = server.round == config.num_rounds
         if last or (config.evaluate_every and server.round % config.evaluate_every == 0):

@@ -33,7 +33,7 @@ from fedsim.initial_model import ModelFactory, build_model, draw_model
 from fedsim.memory import free_memory_bytes
 from fedsim.robust import Aggregator, mean
 from fedsim.sampling import Population, Sampler, cohort_size, uniform
-from fedsim.server import Metrics, Server, rounds
+from fedsim.server import Metrics, Server, refuse_half_a_round, rounds
 from fedsim.train.base import Trainer
 from fedsim.train.calibrate import Auto, Choice, set_threads
 from fedsim.train.footprint import Footprint, footprint, require
@@ -308,8 +308,13 @@ class Simulation:
         return self.examiner.training_losses(self.server.vector, clients)
 
     def checkpoint(self, config: dict[str, Any]) -> Checkpoint:
-        """The state after the last finished round."""
+        """The state after the last finished round.
+
+        Raises:
+            ValueError: the round after it was broken off while it moved the model.
+        """
         server = self.server
+        refuse_half_a_round(server)
         return Checkpoint(
             round=server.round,
             vector=server.vector,

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fedsim.aggregate as aggregate_module
 from fedsim.aggregate import OnlineAverage, weight_scale
 
 
@@ -77,6 +78,32 @@ def test_weight_scale_is_the_next_power_of_two(total, scale):
 def test_weights_must_sum_to_something(total):
     with pytest.raises(ValueError, match="sum to a positive number"):
         weight_scale(total)
+
+
+@pytest.mark.parametrize(("size", "said"), [(511.99, False), (512.0, True), (1e6, True)])
+def test_a_mean_beyond_the_range_of_exact_sums_is_right_and_said_once(size, said, monkeypatch, caplog):
+    """The range ends at 2^53 steps of 2^-44 of the scale: here the scale is the weight, and 2^9 the end."""
+    monkeypatch.setattr(aggregate_module, "_warned", [])
+    for use in (lambda partial: partial.mean, lambda partial: partial.take_mean()):
+        local = torch.tensor([0.25, -size], dtype=torch.float64)
+        online = OnlineAverage(2, scale=4.0)
+        for _ in range(4):
+            online.add(local, torch.zeros_like(local), 1.0)
+        torch.testing.assert_close(use(online.result()), local, rtol=1e-15, atol=0)
+    assert len(caplog.records) == said
+    assert ("its last bits depend on the order" in caplog.text) == said
+
+
+def test_at_the_end_of_the_range_the_order_shows():
+    """Why it is said: 2^53 steps and one more, one step at a time or both at once."""
+    step = 2.0**-44
+    means = []
+    for updates in ([512.0, step, step], [step, step, 512.0]):
+        online = OnlineAverage(1, scale=1.0)
+        for update in updates:
+            online.add(torch.tensor([update], dtype=torch.float64), torch.zeros(1, dtype=torch.float64), 1.0)
+        means.append(online.result().mean)
+    assert not torch.equal(*means)
 
 
 def test_partial_averages_of_different_cohorts_are_not_merged():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import fedsim.checkpoint as checkpoint_module
 from fedsim.checkpoint import FILE, Checkpoint
@@ -121,6 +122,19 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):
 def test_a_damaged_checkpoint_is_named(tmp_path, content):
     (tmp_path / FILE).write_bytes(content)
     with pytest.raises(ValueError, match="is not a checkpoint of fedsim, or it is damaged"):
+        Checkpoint.load(tmp_path, "cpu")
+
+
+@pytest.mark.parametrize("about", ["{}", "7", '{"format": 1}', '{"format": 1, "round": 2, "config": {}}'])
+def test_a_file_of_tensors_that_is_no_checkpoint_is_named(tmp_path, about):
+    save_file({"weight": torch.zeros(2)}, tmp_path / FILE, {"fedsim": about})
+    with pytest.raises(ValueError, match="is not a checkpoint of fedsim, or it is damaged"):
+        Checkpoint.load(tmp_path, "cpu")
+
+
+def test_a_checkpoint_of_another_format_says_so(tmp_path):
+    save_file({"vector": torch.zeros(2)}, tmp_path / FILE, {"fedsim": '{"format": 99}'})
+    with pytest.raises(ValueError, match="has checkpoint format 99, this version reads format 1"):
         Checkpoint.load(tmp_path, "cpu")
 
 

@@ -33,3 +33,4 @@ def test_only_pooling_that_fits_is_replaced():
     module = pool_in_pairs(nn.Sequential(nn.MaxPool2d(2), nn.Sequential(nn.MaxPool2d(3)), nn.ReLU()))
     assert isinstance(module[0], PairwiseMaxPool)
     assert type(module[1][0]) is nn.MaxPool2d
+    assert isinstance(pool_in_pairs(nn.MaxPool2d(2)), PairwiseMaxPool)

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fedsim.files import write_atomically, write_text
+from fedsim.files import CHECKPOINT, write_atomically, write_text
 
 
 class RunDirectory:
@@ -23,7 +23,8 @@ class RunDirectory:
 
     Args:
         path: the directory; made if need be.
-        keep_rounds: rows of earlier rounds, up to this one, stay (a resumed run); later ones are dropped.
+        keep_rounds: rows of earlier rounds, up to this one, stay (a resumed run); later ones are dropped. 0: a run that
+            begins anew, and what an earlier one has left here goes, its checkpoint first: its rows go too.
 
     Raises:
         ValueError: the directory cannot be written.
@@ -34,7 +35,10 @@ class RunDirectory:
         self.rows: list[dict[str, Any]] = []
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if keep_rounds:
+            if not keep_rounds:
+                for name in (CHECKPOINT, "summary.json", "trainer.json", "clients.csv", "model.safetensors"):
+                    (path / name).unlink(missing_ok=True)
+            else:
                 self.rows = [row for row in read_metrics(path) if row["round"] <= keep_rounds]
             write_text(path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows))
             self._write_csv()
@@ -44,9 +48,9 @@ class RunDirectory:
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Append a round to metrics.jsonl and metrics.csv."""
-        self.rows.append(metrics)
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
+        self.rows.append(metrics)  # what `rows` has is in the file, whenever an interrupt comes
         if self.columns.issuperset(metrics):
             with (self.path / "metrics.csv").open("a", encoding="utf-8", newline="") as file:
                 # A frame of one row would take milliseconds, as long as many a round.

@@ -18,6 +18,8 @@ from fedsim.train.recurrent import UnrolledLSTM
 class MaskedBatchNorm(nn.Module):
     """BatchNorm in training mode over the rows that count (Ioffe and Szegedy 2015, Algorithm 1).
 
+    A minibatch with one value a channel follows the rule of `fedsim.batch_norm`.
+
     Parameters and buffers have BatchNorm's names. `mask`, (B,) of 0 and 1, is set before each call; `updated` holds
     the running statistics after it, since a functional call must not write to its arguments.
     """
@@ -42,17 +44,20 @@ class MaskedBatchNorm(nn.Module):
         counts = self.mask.view([-1] + [1] * (x.dim() - 1))
         num = (self.mask.sum() * (x.numel() // (x.shape[0] * x.shape[1]))).clamp(min=1.0)
         mean = (x * counts).sum(across) / num
+        several = num > 1
+        if self.running_mean is not None:
+            mean = torch.where(several, mean, self.running_mean)
         centred = x - mean.view(shape)
         variance = (centred.square() * counts).sum(across) / num
         if self.running_mean is not None and self.running_var is not None:
-            # the running variance is the unbiased one; a minibatch without rows leaves both as they are
-            some = self.mask.sum() > 0
+            # the running variance is the unbiased one; less than two values leave both as they are
             unbiased = variance * (num / (num - 1).clamp(min=1.0))
             moved = {
                 "running_mean": self.running_mean.lerp(mean.detach(), self.momentum),
                 "running_var": self.running_var.lerp(unbiased.detach(), self.momentum),
             }
-            self.updated = {name: torch.where(some, new, getattr(self, name)) for name, new in moved.items()}
+            self.updated = {name: torch.where(several, new, getattr(self, name)) for name, new in moved.items()}
+            variance = torch.where(several, variance, self.running_var)
         scaled = centred * (variance + self.eps).rsqrt().view(shape)
         if self.weight is None:
             return scaled

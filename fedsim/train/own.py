@@ -11,7 +11,8 @@ from fedsim.algorithms.base import Algorithm
 from fedsim.config import LocalConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.data.resident import ResidentSplit
-from fedsim.rng import torch_stream
+from fedsim.denormals import flushed_denormals
+from fedsim.rng import forked_generators, torch_stream
 from fedsim.train.hooked import ClientMemory, HookedSlots
 from fedsim.train.plan import make_plan
 from fedsim.train.rows import SerialGradient
@@ -50,7 +51,7 @@ def own_models(
     data = ResidentSplit(dataset, dataset.train, model.device)
     num_steps = algorithm.own_steps
     local = replace(local.at(round + 1), num_steps=num_steps or None, straggler_share=0.0)
-    sizes, stochastic = dataset.train.sizes, is_stochastic(model.module)
+    sizes, stochastic = dataset.train.sizes, is_stochastic(model, dataset)
     for client in clients:
         # the first minibatches of the next round; a client without samples borrows the plan of one that has some
         planned = client if sizes[client] else int(sizes.argmax())
@@ -72,10 +73,9 @@ def own_models(
         slots.begin(slice(0, 1), np.array([0]))
         if num_steps != 0 and sizes[client]:
             model.module.train()
-            cuda = [model.device] if model.device.type == "cuda" else []
-            with torch.random.fork_rng(cuda, enabled=stochastic):
+            with flushed_denormals(), forked_generators(stochastic) as reseed:
                 if stochastic:
-                    torch.manual_seed(torch_stream(seed, "dropout", plan.round, client).initial_seed())
+                    reseed(torch_stream(seed, "dropout", plan.round, client).initial_seed())
                 for rows, count in zip(plan.rows[:, 0], plan.counts[:, 0].tolist(), strict=True):
                     x, y = data.gather(data.rows(rows[:count]))
                     slots.advance(1, x[None], y[None], torch.tensor([count]))

@@ -14,7 +14,8 @@ from fedsim.config import LocalConfig
 from fedsim.data.federated import Split
 from fedsim.rng import counter_hash, extend_hash
 
-_KEY_BITS = 64
+# Samples sorted at once: 2^16 at most, so that keys fit 64 bits; and few enough to stay in the processor's cache.
+_BLOCK = 1 << 14
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -91,20 +92,24 @@ def make_plan(
 
     num_epochs = -(-steps // steps_per_epoch)
     visitor = np.repeat(np.arange(len(cohort)), num_epochs)  # one segment for each client and epoch
-    epoch = _count_up(num_epochs)
-    segment, index = _shuffled(seed, round, cohort[visitor], epoch, sizes[visitor])
-    position = _count_up(sizes[visitor])
-    who = visitor[segment]
-    step = epoch[segment] * steps_per_epoch[who] + position // batch
-    taken = step < steps[who]  # num_steps may end inside a pass
-    who, step, place, index = who[taken], step[taken], position[taken] % batch, index[taken]
+    owned = _shuffled(seed, round, cohort[visitor], _count_up(num_epochs), sizes[visitor])
+    owned += np.repeat(split.offsets[cohort[visitor]], sizes[visitor])
+    owned = owned if split.order is None else split.order[owned]
+
+    # From here on one element for each minibatch, by client and step.
+    who, step = np.repeat(np.arange(len(cohort)), steps), _count_up(steps)
+    epoch, part = np.divmod(step, steps_per_epoch[who])
+    segment = (np.cumsum(num_epochs) - num_epochs)[who] + epoch
+    first = (np.cumsum(sizes[visitor]) - sizes[visitor])[segment] + part * batch
+    count = np.minimum(batch, sizes[who] - part * batch)
+    taken = owned.take(first[:, None] + np.arange(batch), mode="clip")
+    np.putmask(taken, np.arange(batch) >= count[:, None], 0)
 
     shape = (int((start + steps).max()), int(slot.max()) + 1, batch)
-    flat = (start[who] + step) * shape[1] + slot[who]
-    rows = np.zeros(shape, np.int64)
-    owned = split.offsets[cohort[who]] + index
-    rows.reshape(-1)[flat * batch + place] = owned if split.order is None else split.order[owned]
-    counts = np.bincount(flat, minlength=shape[0] * shape[1]).reshape(shape[:2])
+    place = (start[who] + step) * shape[1] + slot[who]
+    rows, counts = np.zeros(shape, np.int64), np.zeros(shape[:2], np.int64)
+    rows.reshape(-1, batch)[place] = taken
+    counts.reshape(-1)[place] = count
     return Plan(
         round=round,
         clients=cohort,
@@ -139,7 +144,7 @@ def busy_slots(steps: np.ndarray, num_slots: int) -> np.ndarray:
 
 def _work(cohort: np.ndarray, whole: int, straggler_share: float, seed: int, round: int) -> np.ndarray:
     """(m,) int64: epochs or steps of each client, `whole` or, for stragglers, uniform in 1 ... whole - 1."""
-    lots = [counter_hash(seed, "straggler", round, cohort, k) / 2.0**_KEY_BITS for k in (0, 1)]
+    lots = [counter_hash(seed, "straggler", round, cohort, k) / 2.0**64 for k in (0, 1)]
     return np.where(lots[0] < straggler_share, 1 + (lots[1] * (whole - 1)).astype(np.int64).clip(max=whole - 2), whole)
 
 
@@ -168,22 +173,28 @@ def _assign(steps: np.ndarray, num_slots: int) -> tuple[np.ndarray, np.ndarray]:
     return rank[slot], start
 
 
-def _shuffled(
-    seed: int, round: int, client: np.ndarray, epoch: np.ndarray, size: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """A random order of 0 ... size-1 for each segment: (segment, index), both (sum(size),), segment after segment.
+def _shuffled(seed: int, round: int, client: np.ndarray, epoch: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """A random order of 0 ... size-1 for each segment, (sum(size),) int64, segment after segment.
 
-    Segments are sorted by the upper 32 bits of a hash of (round, client, epoch, index), ties by index, all
-    segments in one sort of one integer key wherever that fits 64 bits.
+    Segments are sorted by the upper 32 bits of a hash of (round, client, epoch, index), ties by index. A few segments
+    at a time are sorted as one, by (segment, hash, index) in one integer.
     """
-    segment = np.repeat(np.arange(len(size)), size)
-    index = _count_up(size)
     prefix = counter_hash(seed, "shuffle", round, client, epoch)
-    key = extend_hash(prefix[segment], index) >> np.uint64(32)
-    index_bits = int(size.max() - 1).bit_length()
-    if (len(size) - 1).bit_length() + 32 + index_bits <= _KEY_BITS:
-        key = (segment.astype(np.uint64) << np.uint64(32)) | key
-        key = (key << np.uint64(index_bits)) | index.astype(np.uint64)
+    order = np.empty(int(size.sum()), np.int64)
+    ends = np.cumsum(size)
+    first = begin = 0
+    while first < len(size):
+        last = max(first + 1, int(np.searchsorted(ends, begin + _BLOCK, "right")))
+        sizes, end = size[first:last], int(ends[last - 1])
+        index = _count_up(sizes).astype(np.uint64)
+        index_bits = np.uint64(int(sizes.max() - 1).bit_length())
+        # at most 2^16 segments of at most 2^16 samples, or one segment: 64 bits hold the three
+        key = extend_hash(np.repeat(prefix[first:last], sizes), index) >> np.uint64(32)
+        key |= np.repeat(np.arange(len(sizes), dtype=np.uint64) << np.uint64(32), sizes)
+        key <<= index_bits
+        key |= index
         key.sort()
-        return segment, (key & np.uint64((1 << index_bits) - 1)).astype(np.int64)
-    return segment, index[np.lexsort((index, key, segment))]
+        key &= (np.uint64(1) << index_bits) - np.uint64(1)
+        order[begin:end] = key
+        first, begin = last, end
+    return order

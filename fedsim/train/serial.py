@@ -15,7 +15,8 @@ from fedsim.client_state import ClientVectors
 from fedsim.config import LocalConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.data.resident import ResidentSplit
-from fedsim.rng import torch_stream
+from fedsim.denormals import flushed_denormals
+from fedsim.rng import forked_generators, torch_stream
 from fedsim.train.graphs import GraphedStep, find_capture
 from fedsim.train.hooked import ClientMemory, HookedSlots
 from fedsim.train.outcome import summarise
@@ -63,7 +64,7 @@ class SerialTrainer:
         check(precision, model.device)
         self.data = ResidentSplit(dataset, dataset.train, model.device)
         self.algorithm, self.local, self.memory = algorithm, local, ClientMemory(algorithm, model)
-        self.precision, self.stochastic = precision, is_stochastic(model.module)
+        self.precision, self.stochastic = precision, is_stochastic(model, dataset)
         plain = not algorithm.hooked and local.optimizer == "sgd"
         capture = find_capture(cuda_graphs, model.device, plain=plain, stochastic=self.stochastic)
         step = SerialStep(model, local, precision)
@@ -78,6 +79,7 @@ class SerialTrainer:
         """Nothing is remembered."""
         return 0
 
+    @flushed_denormals()
     def train(self, plan: Plan, broadcast: Tensor, scale: float) -> PartialAverage:
         """Train every client of the plan from `broadcast` (P + Q + ...,) and average the updates.
 
@@ -122,11 +124,10 @@ class SerialTrainer:
         counts = plan.counts[:, 0].tolist()
         counts_on_device = torch.from_numpy(plan.counts[:, 0]).to(broadcast.device, broadcast.dtype)
         block = max(1, self.data.samples_at_once(_GATHER[broadcast.device.type]) // batch)
-        cuda = [broadcast.device] if broadcast.is_cuda else []
-        with torch.random.fork_rng(cuda, enabled=self.stochastic):
+        with forked_generators(self.stochastic) as reseed:
             for i, client in enumerate(plan.clients.tolist()):
                 if self.stochastic:
-                    torch.manual_seed(torch_stream(self.seed, "dropout", plan.round, client).initial_seed())
+                    reseed(torch_stream(self.seed, "dropout", plan.round, client).initial_seed())
                 if slots is None:
                     self.model.load(start)
                     self.plain.begin()

@@ -4,11 +4,16 @@ The arithmetic is `torch.optim.SGD`'s (dampening 0) behind `torch.nn.utils.clip_
 layers' views of one client's vector, or of K clients' with the slot as first dimension.
 """
 
+import random
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fedsim.config import LocalConfig
+from fedsim.data.federated import FederatedDataset
 from fedsim.objective import cross_entropy
+from fedsim.rng import forked_generators
 from fedsim.train.precision import autocast
 from fedsim.vector import FlatModel
 
@@ -85,9 +90,39 @@ class SerialStep:
         return loss.detach()
 
 
-def is_stochastic(module: nn.Module) -> bool:
-    """Whether training draws random numbers inside the model (dropout)."""
-    return any(
-        (isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0) or (isinstance(m, nn.RNNBase) and m.dropout > 0)
-        for m in module.modules()
-    )
+def is_stochastic(model: FlatModel, dataset: FederatedDataset) -> bool:
+    """Whether training draws random numbers inside the model: dropout, as a layer or as a function, noise, and so on.
+
+    Two copies of a training sample go through the model in training mode, and PyTorch's generators tell. The model's
+    buffers and the generators are put back.
+
+    Raises:
+        ValueError: the model draws from Python's or NumPy's global generator, which a run does not seed.
+    """
+    module = model.module
+    for m in module.modules():  # seen without a trial: cuDNN's recurrent layers draw from a state of their own
+        if (isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0) or (isinstance(m, nn.RNNBase) and m.dropout > 0):
+            return True
+    sample = dataset.preprocess(dataset.train.inputs[:1]).to(model.device)
+    was_training, buffers = module.training, [(b, b.clone()) for b in module.buffers()]
+    elsewhere = {"random": random.getstate, "numpy.random": np.random.get_state}
+    with torch.no_grad(), forked_generators():
+        before = [str(state()) for state in elsewhere.values()], _generator_states()
+        try:
+            module.train()(torch.cat([sample, sample]))
+            after = [str(state()) for state in elsewhere.values()], _generator_states()
+        finally:
+            module.train(was_training)
+            for buffer, value in buffers:
+                buffer.copy_(value)
+    for name, old, new in zip(elsewhere, before[0], after[0], strict=True):
+        if old != new:
+            raise ValueError(
+                f"{type(module).__name__} draws from {name} in training, which a run cannot seed for each client: "
+                "draw from torch in its place"
+            )
+    return any(not torch.equal(old, new) for old, new in zip(before[1], after[1], strict=True))
+
+
+def _generator_states() -> list[Tensor]:
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else ())]

@@ -14,7 +14,8 @@ from fedsim.client_state import ClientVectors
 from fedsim.config import LocalConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.data.resident import ResidentSplit
-from fedsim.rng import torch_stream
+from fedsim.denormals import flushed_denormals
+from fedsim.rng import forked_generators, torch_stream
 from fedsim.train.batched import factorable
 from fedsim.train.gradient import SlotGradient
 from fedsim.train.graphs import GraphedSlots, find_capture
@@ -72,7 +73,7 @@ class VectorizedTrainer:
         self.dataset, self.model, self.seed, self.uplink = dataset, model, seed, uplink
         self.algorithm, self.local, self.num_slots = algorithm, local, num_slots
         self.data = ResidentSplit(dataset, dataset.train, model.device)
-        self.stochastic, self.precision = is_stochastic(model.module), precision
+        self.stochastic, self.precision = is_stochastic(model, dataset), precision
         sample = dataset.preprocess(dataset.train.inputs[:1]).to(model.device)
         self.memory = ClientMemory(algorithm, model)
         plain = not algorithm.hooked and local.optimizer == "sgd"
@@ -114,6 +115,7 @@ class VectorizedTrainer:
         widths = sum(out + into for out, into in self._factored(steps * batch).values())
         return (steps - 1) * batch * widths * self.model.vector.element_size()
 
+    @flushed_denormals()
     def train(self, plan: Plan, broadcast: Tensor, scale: float) -> PartialAverage:
         """Train every client of the plan from `broadcast` (P + Q + ...,) and average the updates.
 
@@ -130,10 +132,9 @@ class VectorizedTrainer:
 
     def run(self, plan: Plan, broadcast: Tensor, average: OnlineAverage | Receiver) -> dict[str, float]:
         """Train every client of the plan and add the updates to `average`; returns the metrics."""
-        cuda = [broadcast.device] if broadcast.is_cuda else []
-        with torch.random.fork_rng(cuda, enabled=self.stochastic):
+        with forked_generators(self.stochastic) as reseed:
             if self.stochastic:
-                torch.manual_seed(torch_stream(self.seed, "dropout", plan.round).initial_seed())
+                reseed(torch_stream(self.seed, "dropout", plan.round).initial_seed())
             return self._run(plan, broadcast, average)
 
     def _run(self, plan: Plan, broadcast: Tensor, average: OnlineAverage | Receiver) -> dict[str, float]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fedsim.config import LocalConfig
 from fedsim.data.federated import Split
-from fedsim.train import plan as plan_module
+from fedsim.rng import counter_hash
 from fedsim.train.plan import make_plan
 
 
@@ -95,18 +95,17 @@ def test_shuffles_are_uniform():
     assert ((found - 1000) ** 2 / 1000).sum() < 20.5
 
 
-def test_the_long_sort_agrees_with_the_short_one(monkeypatch):
-    """Keys that do not fit 64 bits are sorted another way, to the same order."""
-    split, local = split_of([13, 40, 7]), LocalConfig(num_epochs=3)
-    short = make_plan(split, np.arange(3), local, seed=1, round=1)
-
-    seen = []
-    lexsort = np.lexsort
-    monkeypatch.setattr(plan_module, "_KEY_BITS", 0)
-    monkeypatch.setattr(np, "lexsort", lambda keys: seen.append(len(keys)) or lexsort(keys))
-    long = make_plan(split, np.arange(3), local, seed=1, round=1)
-    assert 3 in seen
-    assert np.array_equal(short.rows, long.rows)
+@pytest.mark.parametrize("sizes", [[13, 40, 7], [1, 70_000, 2, 65_537, 1, 1], [3] * 50_000], ids=str)
+def test_shuffles_are_by_hash_then_index_however_many_are_sorted_at_once(sizes):
+    """Against one stable sort of (client, hash) for everybody; 70,000 hashes of 32 bits have ties."""
+    split = split_of(sizes)
+    plan = make_plan(split, np.arange(len(sizes)), LocalConfig(batch_size=10, num_epochs=1), seed=1, round=4)
+    client = np.repeat(np.arange(len(sizes)), sizes)
+    index = np.arange(sum(sizes)) - split.offsets[client]
+    hashed = counter_hash(1, "shuffle", 4, client, np.zeros_like(client), index) >> np.uint64(32)
+    expected = np.lexsort((index, hashed, client))
+    found = np.concatenate([np.concatenate([*batches(plan, i)]) for i in np.argsort(plan.clients)])
+    assert np.array_equal(found, expected)
 
 
 def test_num_steps_ends_inside_an_epoch_and_wraps_over_epochs():

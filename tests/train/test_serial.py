@@ -2,6 +2,7 @@
 
 import copy
 import math
+import random
 
 import numpy as np
 import pytest
@@ -13,6 +14,9 @@ from fedsim.config import LocalConfig, ServerConfig
 from fedsim.models import convnet2, leaf_cnn, logistic
 from fedsim.simulation import Simulation
 from fedsim.train.plan import make_plan
+from fedsim.train.serial import SerialTrainer
+from fedsim.train.step import is_stochastic
+from fedsim.vector import FlatModel
 
 SIZES = [7, 23, 10, 1, 31, 16]
 
@@ -167,14 +171,53 @@ class Dropped(nn.Module):
         return self.linear(self.drop(x))
 
 
-def test_dropout_is_a_function_of_the_seed_and_leaves_the_global_generator_alone(make_dataset):
+class Noisy(nn.Module):
+    """Draws without a layer that says so, and counts the calls in a buffer."""
+
+    def __init__(self, shape, num_classes, draw=torch.rand_like):
+        super().__init__()
+        self.draw, self.linear = draw, nn.Linear(math.prod(shape), num_classes)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x):
+        self.calls += 1
+        return self.linear(x + self.draw(x) if self.training else x)
+
+
+def test_random_draws_are_found_in_any_model_and_the_search_leaves_no_trace(make_dataset):
+    dataset = make_dataset(SIZES)
+    found = []
+    for module in (
+        Noisy((12,), 4),
+        Noisy((12,), 4, torch.zeros_like).train(False),
+        Dropped((12,), 4),
+        logistic((12,), 4),
+    ):
+        before = torch.random.get_rng_state()
+        found.append(is_stochastic(FlatModel(module), dataset))
+        assert torch.equal(before, torch.random.get_rng_state())
+        assert getattr(module, "calls", 0) == 0
+    assert found == [True, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("name", "draw"),
+    [("random", lambda x: random.random()), ("numpy.random", lambda x: np.random.rand())],  # noqa: NPY002
+)
+def test_draws_that_cannot_be_seeded_are_refused(make_dataset, name, draw):
+    with pytest.raises(ValueError, match=rf"Noisy draws from {name} in training, which a run cannot seed"):
+        is_stochastic(FlatModel(Noisy((12,), 4, draw)), make_dataset(SIZES))
+
+
+@pytest.mark.parametrize("factory", [Dropped, Noisy])
+def test_dropout_is_a_function_of_the_seed_and_leaves_the_global_generator_alone(make_dataset, factory):
     dataset = make_dataset(SIZES)
     runs = []
     for global_seed in (1, 2):
         torch.manual_seed(global_seed)
         before = torch.random.get_rng_state()
         server = ServerConfig(num_rounds=2, clients_per_round=3)
-        simulation = Simulation(dataset, Dropped, local=PLAIN, server=server, device="cpu")
+        simulation = Simulation(dataset, factory, local=PLAIN, server=server, trainer=SerialTrainer, device="cpu")
         for _ in simulation.rounds():
             pass
         assert torch.equal(before, torch.random.get_rng_state())

@@ -180,12 +180,22 @@ def test_a_model_that_cannot_be_batched_is_refused_with_the_alternative(double):
         run(double, DataDependent, PLAIN, partial(VectorizedTrainer, num_slots=3))
 
 
-def test_dropout_is_reproducible_for_a_number_of_slots(double):
-    factory = partial(convnet2, hidden_size=16, dropout=0.5)
+class FunctionalDropout(nn.Module):
+    def __init__(self, input_shape, num_classes):
+        super().__init__()
+        self.linear = nn.Linear(64, num_classes)
+
+    def forward(self, x):
+        return self.linear(nn.functional.dropout(x.flatten(1), 0.5, self.training))
+
+
+@pytest.mark.parametrize("factory", [partial(convnet2, hidden_size=16, dropout=0.5), FunctionalDropout])
+def test_dropout_is_reproducible_for_a_number_of_slots(double, factory, caplog):
     one, _, _ = run(double, factory, PLAIN, partial(VectorizedTrainer, num_slots=4), rounds=2)
     torch.manual_seed(5)
     two, _, _ = run(double, factory, PLAIN, partial(VectorizedTrainer, num_slots=4), rounds=2)
     assert torch.equal(one, two)
+    assert not caplog.records, "the step was not traced"
 
 
 def test_a_client_that_is_not_finite_is_named(make_dataset):
@@ -218,6 +228,30 @@ def test_masked_batch_norm_is_batch_norm_on_the_rows_that_count():
     twin.mask = torch.zeros(6, dtype=torch.float64)
     twin(x)
     torch.testing.assert_close(twin.updated["running_var"], norm.running_var)
+
+
+class Normalised(nn.Module):
+    """BatchNorm with one value a channel for each sample, called twice."""
+
+    def __init__(self, input_shape, num_classes, tracked=True):
+        super().__init__()
+        self.first, self.head = nn.Linear(64, 8), nn.Linear(8, num_classes)
+        self.norm = nn.BatchNorm1d(8, track_running_stats=tracked)
+
+    def forward(self, x):
+        x = self.first(x.flatten(1))
+        return self.head(self.norm(x + 0.1 * self.norm(x).relu()))
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+def test_batch_norm_takes_a_minibatch_of_one_sample(double, tracked, caplog):
+    """Clients of 1, 31 and 16 samples in batches of 5 end with a minibatch of one."""
+    factory = partial(Normalised, tracked=tracked)
+    expected, losses, _ = run(double, factory, RICH, SerialTrainer, rounds=3)
+    vector, found, _ = run(double, factory, RICH, partial(VectorizedTrainer, num_slots=3), rounds=3)
+    torch.testing.assert_close(vector, expected, atol=1e-9, rtol=1e-8)
+    assert found == pytest.approx(losses, rel=1e-9)
+    assert not caplog.records, "the step was not traced"
 
 
 def test_only_plain_linear_layers_of_their_own_are_factored():

@@ -1,0 +1,107 @@
+"""An interrupt (Ctrl-C) at any moment: what is saved then is of one round, and a resume ends as the unbroken run."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from fedsim.record import record
+
+from fedsim.algorithms import Algorithm, fedbuff, scaffold
+from fedsim.checkpoint import Checkpoint
+from fedsim.config import CheckpointConfig, LocalConfig, ServerConfig, TrackingConfig
+from fedsim.models import logistic
+from fedsim.simulation import Simulation
+from fedsim.train.serial import SerialTrainer
+
+ROUNDS = 6
+
+
+def simulation(dataset, algorithm: Algorithm) -> Simulation:
+    return Simulation(
+        dataset,
+        logistic,
+        algorithm=algorithm,
+        local=LocalConfig(learning_rate=0.1),
+        server=ServerConfig(num_rounds=ROUNDS, clients_per_round=3, evaluate_every=2),
+        trainer=SerialTrainer,
+        device="cpu",
+    )
+
+
+def run(made: Simulation, directory, **checkpoint) -> torch.Tensor:
+    quiet = TrackingConfig(progress=False)
+    record(made, directory, config={"a": 1}, tracking=quiet, checkpoint=CheckpointConfig(**checkpoint))
+    return made.server.vector
+
+
+def break_off(made: Simulation, where: str, round: int) -> None:
+    """Interrupt the run in `round`: after its training, when the model has moved, or when the round has ended."""
+    server = made.server
+
+    def after(function, due):
+        def call(*arguments, **options):
+            result = function(*arguments, **options)
+            if due():
+                raise KeyboardInterrupt
+            return result
+
+        return call
+
+    if where == "training":
+        server.transport.run_round = after(server.transport.run_round, lambda: server.round == round - 1)
+    elif where == "server_step":
+        step = after(server.algorithm.server_step, lambda: server.round == round - 1)
+        server.algorithm = replace(server.algorithm, server_step=step)
+    else:
+        made._look = after(made._look, lambda: server.round == round)
+
+
+@pytest.mark.parametrize(("where", "round"), [("training", 5), ("server_step", 5), ("evaluation", 4)])
+@pytest.mark.parametrize("algorithm", [scaffold(), fedbuff(3)], ids=lambda a: a.name)
+def test_an_interrupted_run_is_saved_whole_or_not_at_all(make_dataset, tmp_path, algorithm, where, round):
+    dataset = make_dataset([9] * 6)
+    expected = run(simulation(dataset, algorithm), tmp_path / "unbroken", every=0)
+    made = simulation(dataset, algorithm)
+    break_off(made, where, round)
+    with pytest.raises(KeyboardInterrupt):
+        run(made, tmp_path / "broken", every=3)
+    # a client of SCAFFOLD keeps what it has learnt in round 5, so that no state of round 4 is left to be saved
+    untouched = where == "training" and not algorithm.keeps
+    assert Checkpoint.load(tmp_path / "broken", "cpu").round == (4 if untouched else 3)
+    resumed = run(simulation(dataset, algorithm), tmp_path / "broken", every=3, resume=str(tmp_path / "broken"))
+    assert torch.equal(resumed, expected)
+    if where == "server_step":
+        for use in (lambda: next(made.rounds()), lambda: made.checkpoint({})):
+            with pytest.raises(ValueError, match="round 5 was broken off while it moved the model: continue from"):
+                use()
+
+
+def test_an_interrupt_between_checkpoints_saves_the_last_round(make_dataset, tmp_path):
+    dataset = make_dataset([9] * 6)
+    expected = run(simulation(dataset, scaffold()), tmp_path / "unbroken", every=0)
+    made = simulation(dataset, scaffold())
+    sampler = made.server.sampler
+
+    def interrupted(seed: int, round: int):
+        if round == 5:
+            raise KeyboardInterrupt
+        return sampler(seed, round)
+
+    made.server.sampler = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        run(made, tmp_path / "broken", every=3)
+    assert Checkpoint.load(tmp_path / "broken", "cpu").round == 4
+    resumed = run(simulation(dataset, scaffold()), tmp_path / "broken", every=3, resume=str(tmp_path / "broken"))
+    assert torch.equal(resumed, expected)
+
+
+def test_a_run_that_begins_anew_leaves_nothing_of_the_one_before(make_dataset, tmp_path):
+    """Else a resume would join the checkpoint of one run to the rows of another."""
+    dataset, directory = make_dataset([9] * 6), tmp_path / "run"
+    run(simulation(dataset, scaffold()), directory, every=3)
+    made = simulation(dataset, scaffold())
+    break_off(made, "server_step", round=2)
+    with pytest.raises(KeyboardInterrupt):
+        run(made, directory, every=3)
+    left = {path.name for path in directory.iterdir()}
+    assert left == {"config.yaml", "metrics.jsonl", "metrics.csv", "client_state"}
