@@ -10,8 +10,8 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Simulation": "fedsim.simulation",
-    "simulate": "fedsim.record",
-    "record": "fedsim.record",
+    "simulate": "fedsim.recording",
+    "record": "fedsim.recording",
     "CheckpointConfig": "fedsim.config",
     "ClientStateConfig": "fedsim.config",
     "EvaluateConfig": "fedsim.config",

@@ -143,7 +143,7 @@ def _run(cfg: DictConfig) -> float | None:
 
     checkpoint = importlib.import_module("fedsim.checkpoint")
     assemble = importlib.import_module("fedsim.assemble")
-    record = importlib.import_module("fedsim.record")
+    recording = importlib.import_module("fedsim.recording")
     summary_module = importlib.import_module("fedsim.tracking.summary")
     comparable = checkpoint.comparable(plain)
     saving, sweeping = config.checkpoint, HydraConfig.get().mode == RunMode.MULTIRUN
@@ -181,7 +181,7 @@ def _run(cfg: DictConfig) -> float | None:
                     )
                 )
         directory.mkdir(parents=True, exist_ok=True)
-        summary = record.record(
+        summary = recording.record(
             simulation,
             directory,
             config=plain,

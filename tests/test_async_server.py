@@ -23,7 +23,7 @@ from fedsim.config import CheckpointConfig, LocalConfig, ScheduleConfig, ServerC
 from fedsim.data.federated import FederatedDataset
 from fedsim.devices import Devices, drawn
 from fedsim.models import logistic
-from fedsim.record import record
+from fedsim.recording import record
 from fedsim.simulation import Simulation
 from fedsim.train.calibrate import Auto
 from fedsim.train.serial import SerialTrainer

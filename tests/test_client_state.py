@@ -24,7 +24,7 @@ from fedsim.checkpoint import Checkpoint
 from fedsim.client_state import ClientVectors
 from fedsim.config import CheckpointConfig, ClientStateConfig, ServerConfig
 from fedsim.models import logistic
-from fedsim.record import record
+from fedsim.recording import record
 from fedsim.simulation import Simulation
 from fedsim.train.serial import SerialTrainer
 

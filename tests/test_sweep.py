@@ -26,7 +26,7 @@ def test_an_interrupted_sweep_continues_with_only_what_is_missing(fedsim, tmp_pa
     assert whole.code == 0, whole.err
     assert "4 of 4 runs finished; python -m fedsim.report whole" in whole.err
 
-    import fedsim.record as module
+    import fedsim.recording as module
 
     log, seen = module.RunDirectory.log, []
 

@@ -10,7 +10,7 @@ import fedsim.train.calibrate as calibrate_module
 from fedsim.algorithms import fedavg
 from fedsim.config import CheckpointConfig, LocalConfig, ServerConfig
 from fedsim.models import leaf_cnn, logistic
-from fedsim.record import record
+from fedsim.recording import record
 from fedsim.simulation import Simulation
 from fedsim.train.calibrate import Auto, Choice
 from fedsim.train.plan import busy_slots
