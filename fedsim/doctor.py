@@ -81,7 +81,9 @@ def _devices() -> list[str]:
 
     cores, usable = os.cpu_count() or 1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     allowed = "" if usable in (None, cores) else f", {usable} of them for this process"
-    lines = [f"  CPU         {cores} cores{allowed}; PyTorch uses {torch.get_num_threads()} threads (OMP_NUM_THREADS)"]
+    number = torch.get_num_threads()
+    threads = f"{number} thread{'s' * (number != 1)} (OMP_NUM_THREADS changes it)"
+    lines = [f"  CPU         {cores} core{'s' * (cores != 1)}{allowed}; PyTorch uses {threads}"]
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         name = torch.cuda.get_device_name(index)

@@ -15,14 +15,16 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 
-from fedsim.report.runs import RecordedRun, differences
+from fedsim.report.runs import RecordedRun, differences, grouping
 from fedsim.report.tables import AXES, axis, column, default_target, frame
 
 _HERE = Path(__file__).resolve().parent
 _MOST_POINTS = 300  # of a curve: more than a screen shows
+_SCRIPTS = ("chart.js", "partition.js", "page.js")
 _FILES = ("summary.json", "config.yaml", "metrics.csv", "clients.csv", "run.log")
 _NOT_DRAWN = ("round", "evaluate_seconds")
 _QUANTILES = np.linspace(0, 1, 51)
+_LEVELS = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"))
 
 # Column of `frame` -> heading and kind, which decides how a number is written (here and in page.js).
 COLUMNS = {
@@ -49,20 +51,26 @@ def page(
     Args:
         recorded: what `runs` gave; at least one.
         folder: where the page will lie; its links to the runs' files are relative to it.
-        by: the settings by which runs are grouped at first; None: all in which they differ but the seed.
+        by: the settings by which runs are grouped at first; None: `grouping`.
         target: as for `frame`.
     """
     target = default_target(recorded) if target is None else target
     table, keys = frame(recorded, target=target), differences(recorded)
     columns = {name: about for name, about in COLUMNS.items() if name in table}
+    kept = [None if run.partition is None else json.dumps(run.partition) for run in recorded]
+    partitions = {text: index for index, text in enumerate(dict.fromkeys(text for text in kept if text is not None))}
     data = {
         "keys": keys,
-        "by": [key for key in keys if key != "seed"] if by is None else list(by),
+        "by": grouping(recorded) if by is None else list(by),
         "target": target,
         "columns": columns,
         "metrics": _metrics(recorded),
         "axes": [name for name in AXES if any(axis(run.metrics, name) is not None for run in recorded)],
-        "runs": [_run(run, row, keys, columns) for run, (_, row) in zip(recorded, table.iterrows(), strict=True)],
+        "partitions": [_partition(json.loads(text)) for text in partitions],
+        "runs": [
+            {**_run(run, row, keys, columns), "partition": None if text is None else partitions[text]}
+            for run, (_, row), text in zip(recorded, table.iterrows(), kept, strict=True)
+        ],
     }
     parts = {
         "title": html.escape(_title(recorded)),
@@ -71,7 +79,7 @@ def page(
         "runs": _runs_table(recorded, table, keys, columns, folder),
         "common": _common(recorded, keys),
         "data": json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
-        "script": (_HERE / "page.js").read_text(encoding="utf-8"),
+        "script": "\n".join((_HERE / name).read_text(encoding="utf-8") for name in _SCRIPTS),
     }
     text = (_HERE / "page.html").read_text(encoding="utf-8")
     for name, part in parts.items():
@@ -128,6 +136,21 @@ def _run(run: RecordedRun, row: pd.Series, keys: Sequence[str], columns: dict[st
         "curves": curves,
         "clients": None if clients is None else _numbers(clients),
     }
+
+
+def _partition(outline: dict[str, Any]) -> dict[str, Any]:
+    """An outline (`fedsim.data.outline`) for the page: a column of class shares becomes a letter a class.
+
+    Letters are 64 levels of the square root of the share, so that a class of few samples still shows; A is none at all.
+    """
+    if "columns" not in outline:
+        return outline
+    columns = np.asarray(outline["columns"], dtype=np.float64)
+    totals = columns.sum(1)
+    levels = np.ceil(63 * np.sqrt(columns / totals[:, None])).astype(int)
+    single = outline["a_column"] == 1
+    letters = ["".join(column) for column in _LEVELS[levels]]
+    return {**outline, "columns": letters, "totals": totals.astype(int).tolist() if single else None}
 
 
 def _number(value: Any) -> float | None:

@@ -12,7 +12,7 @@ import termios
 import pytest
 
 from fedsim.tracking import progress as module
-from fedsim.tracking.progress import Progress, _duration
+from fedsim.tracking.progress import Progress, duration
 
 ROUND = {"train_loss": 1.5, "clients": 10, "samples": 2251, "seconds": 0.5, "peak_memory_bytes": 2**30}
 EVALUATED = {"test_accuracy": 0.655, "test_loss": 1.24}
@@ -76,5 +76,5 @@ def test_a_bar_that_is_asked_for_is_drawn_into_a_file(monkeypatch):
 @pytest.mark.parametrize(
     ("seconds", "said"), [(0.044, "0.04 s"), (12.3, "12 s"), (200.0, "3 min"), (7500.0, "2 h 5 min")]
 )
-def test_durations(seconds, said):
-    assert _duration(seconds) == said
+def testdurations(seconds, said):
+    assert duration(seconds) == said

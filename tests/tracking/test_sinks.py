@@ -17,7 +17,8 @@ import torch
 import fedsim
 from fedsim.cli import conf_dir
 from fedsim.models import logistic
-from fedsim.tracking.sinks import Run, Sinks, flat
+from fedsim.tracking.readback import flat
+from fedsim.tracking.sinks import Run, Sinks
 
 SINKS = ("tensorboard", "wandb", "mlflow")
 # What these libraries warn of among themselves is not ours to mend.
