@@ -9,6 +9,12 @@ const AXES = {
 const LABELS = { test_accuracy: "test accuracy", test_loss: "test loss", train_loss: "training loss",
   seconds: "time a round", peak_memory_bytes: "peak memory", update_norm: "norm of the mean update" };
 const hidden = new Set();
+for (const run of data.runs) {
+  for (const curve of Object.values(run.curves)) {
+    const here = (values) => curve.at ? curve.at.map((i) => values[i]) : values;
+    curve.x = Object.fromEntries(Object.entries(run.axes).map(([name, values]) => [name, here(values)]));
+  }
+}
 const label = (metric) => LABELS[metric] || metric.replaceAll("_", " ");
 const kind = (metric) => metric.includes("accuracy") ? "share" : metric.includes("bytes") ? "bytes"
   : metric.endsWith("seconds") ? "seconds" : "count";
@@ -30,7 +36,7 @@ function groups() {
     const given = chosen.filter((i) => run.settings[i] !== null);  // fedavg has no proximal_weight
     const parts = given.map((i) => short(i) + " " + run.settings[i]);
     const name = parts.join(", ") || (data.runs.length > 1 ? "all runs" : run.name);
-    if (!found.has(name)) found.set(name, { name, runs: [] });
+    if (!found.has(name)) found.set(name, { name, parts, runs: [] });
     found.get(name).runs.push(run);
   }
   const all = [...found.values()];

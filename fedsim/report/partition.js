@@ -57,13 +57,15 @@ function maps(box, found) {
     const run = group.runs.find((run) => run.partition !== null);
     if (!run) continue;
     if (!panels.has(run.partition)) panels.set(run.partition, []);
-    panels.get(run.partition).push(group.name);
+    panels.get(run.partition).push(group);
   }
   box.replaceChildren();
-  for (const [index, names] of [...panels].slice(0, MOST)) {
+  const drawn = [];
+  for (const [index, sharing] of [...panels].slice(0, MOST)) {
     const partition = data.partitions[index], figure = document.createElement("figure"), title = document.createElement("h3");
-    title.textContent = names.length === found.length && found.length > 1 ? "all groups"
-      : names.slice(0, 3).join("; ") + (names.length > 3 ? ` and ${names.length - 3} more` : "");
+    const common = sharing[0].parts.filter((part) => sharing.every((group) => group.parts.includes(part)));
+    title.textContent = sharing.length === 1 ? sharing[0].name : sharing.length === found.length ? "all groups"
+      : common.join(", ") || sharing.slice(0, 3).map((group) => group.name).join("; ") + (sharing.length > 3 ? " ..." : "");
     const caption = document.createElement("figcaption");
     caption.textContent = partitionFacts(partition);
     figure.append(title, caption);
@@ -74,7 +76,8 @@ function maps(box, found) {
     area.setAttribute("role", "img");
     area.setAttribute("aria-label", `Classes of the clients: ${title.textContent}`);
     figure.append(area);
-    map(area, partition);
+    drawn.push([area, partition]);
   }
+  for (const [area, partition] of drawn) map(area, partition);  // now that all are there, each knows its width
   return Math.max(0, panels.size - MOST);
 }
