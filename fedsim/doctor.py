@@ -15,7 +15,11 @@ REQUIRED = (
 EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "tracking": (("tensorboard", "wandb", "mlflow"), "tracking=[tensorboard,wandb,mlflow]"),
     "sweep": (("hydra-joblib-launcher", "hydra-optuna-sweeper", "optuna"), "+sweep=parallel, +sweep=optuna"),
+    "slurm": (("hydra-submitit-launcher", "submitit"), "+sweep=slurm"),
     "hub": (("datasets",), "data from the Hugging Face hub"),
+    "tabular": (("scikit-learn",), "data=adult, covtype, rcv1, libsvm, svhn"),
+    "parquet": (("pyarrow",), "tables of python -m fedsim.data_report as Parquet"),
+    "privacy": (("dp-accounting",), "epsilon of transforms=[clip,gaussian]"),
     "notebooks": (("jupyterlab", "nbclient", "ipykernel"), "notebooks/"),
     "docs": (("mkdocs-material", "mkdocstrings"), "the pages as a site: mkdocs serve"),
 }
