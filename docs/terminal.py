@@ -77,7 +77,7 @@ def picture(arguments: list[str], text: str, name: str) -> None:
 
     console = Console(record=True, width=COLUMNS, file=open(os.devnull, "w"))  # noqa: SIM115
     console.print(Text.assemble(("$ ", "bold green"), (f"python -m fedsim {' '.join(arguments)}", "bold")))
-    console.print(Text(text), soft_wrap=False)
+    console.print(Text(text.replace(str(Path.home()), "~")))
     # The format of rich fetches a font from the web; here the reader's own stands in.
     layout = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
     layout = layout.replace("Fira Code, monospace", "ui-monospace, 'DejaVu Sans Mono', monospace")

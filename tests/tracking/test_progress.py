@@ -76,5 +76,9 @@ def test_a_bar_that_is_asked_for_is_drawn_into_a_file(monkeypatch):
 @pytest.mark.parametrize(
     ("seconds", "said"), [(0.044, "0.04 s"), (12.3, "12 s"), (200.0, "3 min"), (7500.0, "2 h 5 min")]
 )
-def testdurations(seconds, said):
+def test_durations(seconds, said):
     assert duration(seconds) == said
+
+
+def test_what_is_left_is_a_guess():
+    assert duration(1.61, guess=True) == "2 s"
