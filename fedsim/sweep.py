@@ -70,7 +70,7 @@ class SweepEnd(Callback):
         if not config.tracking.quiet:
             if done:
                 text = importlib.import_module("fedsim.report.text")  # brings pandas, which no other command needs
-                print(text.jobs(done, shutil.get_terminal_size().columns), file=sys.stderr)
+                print(f"\n{text.jobs(done, shutil.get_terminal_size().columns)}", file=sys.stderr)
             print(f"{len(done)} of {len(jobs)} runs finished; python -m fedsim.report {folder}", file=sys.stderr)
         if unfinished:
             missing = ", ".join(unfinished[:10]) + (" and others" if len(unfinished) > 10 else "")

@@ -69,9 +69,9 @@ function chart(box, all, { xKind, yKind, xLabel, aim, cut }) {
     node("text", { x: Math.min(px(x), width - right - 4 * text.length), y: height - bottom + 18, "text-anchor": "middle" }, svg, text);
   }
   node("text", { x: (left + width - right) / 2, y: height - 4, "text-anchor": "middle" }, svg, xLabel);
-  if (aim !== null && aim !== undefined && aim >= y0 && aim <= y1) {
+  const aimed = aim !== null && aim !== undefined && aim >= y0 && aim <= y1;
+  if (aimed) {
     node("line", { class: "aim", x1: left, x2: width - right, y1: py(aim), y2: py(aim) }, svg);
-    node("text", { x: width - right, y: py(aim) - 5, "text-anchor": "end" }, svg, "target " + written(aim, yKind));
   }
   for (const line of lines) {
     if (line.points.some((p) => p.high > p.low)) {
@@ -86,6 +86,9 @@ function chart(box, all, { xKind, yKind, xLabel, aim, cut }) {
     line.drawn = node("polyline", { class: lines.length > 20 ? "curve thin" : "curve", stroke: line.colour, points: points.join(" ") }, svg);
     if (line.dash) for (const [key, value] of Object.entries(line.dash)) line.drawn.setAttribute(key, value);
     if (points.length === 1) node("circle", { r: 3.5, fill: line.colour, cx: points[0].split(",")[0], cy: points[0].split(",")[1] }, svg);
+  }
+  if (aimed) {  // above the lines, so that it can be read
+    node("text", { x: width - right, y: py(aim) - 5, "text-anchor": "end" }, svg, "target " + written(aim, yKind));
   }
   hover(box, svg, lines, { px, py, left, width, top, height, bottom, xKind, yKind, xLabel });
 }
