@@ -18,7 +18,7 @@ from fedsim.config import Config, TransportConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.initial_model import build_model
 from fedsim.simulation import Simulation
-from fedsim.tracking.run_directory import read_trainer
+from fedsim.tracking.readback import read_trainer
 from fedsim.tracking.summary import config_hash
 from fedsim.train.calibrate import Auto, Choice, set_threads
 from fedsim.transport.base import Transport

@@ -170,16 +170,14 @@ def _run(cfg: DictConfig) -> float | None:
         log.info(
             f"{config.name}: {dataset.name} ({dataset.source}), {dataset.num_clients:,} clients with "
             f"{dataset.train.num_samples:,} samples; {simulation.model.num_parameters:,} parameters; "
-            f"{type(simulation.trainer).__name__} on {simulation.model.device}; writing to {directory}"
+            f"{_trainer_name(simulation)} trainer on {simulation.model.device}; writing to {_near(directory)}"
         )
         if simulation.choice is not None:
             log.info(f"trainer=auto chose {simulation.choice}")
             for row in simulation.choice.table:
-                log.info(
-                    "  {trainer}, {num_threads} threads: {round_seconds:.3g} s and {round_mib:,.0f} MiB a round".format(
-                        **row
-                    )
-                )
+                threads = f"{row['num_threads']} thread{'s' * (row['num_threads'] != 1)}"
+                cost = f"{row['round_seconds']:.3g} s and {row['round_mib']:,.0f} MiB a round"
+                log.info(f"  {row['trainer']}, {threads}: {cost}")
         directory.mkdir(parents=True, exist_ok=True)
         summary = recording.record(
             simulation,
@@ -193,14 +191,12 @@ def _run(cfg: DictConfig) -> float | None:
         )
     finally:
         simulation.close()
-    final = summary["final"]
-    outcome = f", test accuracy {final['test_accuracy']:.1%}" if "test_accuracy" in final else ""
-    if "best" in summary:
-        outcome += f" (best {summary['best']['test_accuracy']:.1%}, round {summary['best']['round']})"
+    closing = importlib.import_module("fedsim.tracking.closing")
+    rounds = f"{summary['rounds']:,} round{'s' * (summary['rounds'] != 1)}"
     why = {"target": ", the target reached", "patience": ", no better for long"}.get(summary["stopped"], "")
-    log.info(
-        f"{summary['rounds']} rounds{why}: train loss {final['train_loss']:.3f}{outcome}; {directory / 'summary.json'}"
-    )
+    log.info(f"{config.name} has ended after {rounds}{why}\n{closing.outcome(summary)}")
+    if not sweeping:
+        log.info(f"  {'files':<15}{_near(directory)}; for a page of them: python -m fedsim.report {_near(directory)}")
     return summary.get("best", {}).get("test_accuracy")
 
 
@@ -231,6 +227,15 @@ def _node(config: Config, plain: dict[str, Any], place: Any) -> None:
     except KeyboardInterrupt:
         print(f"fedsim: {name} stopped", file=sys.stderr)
         sys.exit(130)
+
+
+def _trainer_name(simulation: Any) -> str:
+    return type(simulation.trainer).__name__.removesuffix("Trainer").lower()
+
+
+def _near(path: Path) -> Path:
+    """As it is typed from here, if it lies below the working directory."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _plain(cfg: DictConfig) -> dict[str, Any]:

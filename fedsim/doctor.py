@@ -15,7 +15,11 @@ REQUIRED = (
 EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "tracking": (("tensorboard", "wandb", "mlflow"), "tracking=[tensorboard,wandb,mlflow]"),
     "sweep": (("hydra-joblib-launcher", "hydra-optuna-sweeper", "optuna"), "+sweep=parallel, +sweep=optuna"),
+    "slurm": (("hydra-submitit-launcher", "submitit"), "+sweep=slurm"),
     "hub": (("datasets",), "data from the Hugging Face hub"),
+    "tabular": (("scikit-learn",), "data=adult, covtype, rcv1, libsvm, svhn"),
+    "parquet": (("pyarrow",), "tables of python -m fedsim.data_report as Parquet"),
+    "privacy": (("dp-accounting",), "epsilon of transforms=[clip,gaussian]"),
     "notebooks": (("jupyterlab", "nbclient", "ipykernel"), "notebooks/"),
     "docs": (("mkdocs-material", "mkdocstrings"), "the pages as a site: mkdocs serve"),
 }
@@ -81,7 +85,9 @@ def _devices() -> list[str]:
 
     cores, usable = os.cpu_count() or 1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     allowed = "" if usable in (None, cores) else f", {usable} of them for this process"
-    lines = [f"  CPU         {cores} cores{allowed}; PyTorch uses {torch.get_num_threads()} threads (OMP_NUM_THREADS)"]
+    number = torch.get_num_threads()
+    threads = f"{number} thread{'s' * (number != 1)} (OMP_NUM_THREADS changes it)"
+    lines = [f"  CPU         {cores} core{'s' * (cores != 1)}{allowed}; PyTorch uses {threads}"]
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         name = torch.cuda.get_device_name(index)

@@ -10,8 +10,11 @@ import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-# Hydra's plugins, which are found only where they are installed.
-_PLUGINS = {("hydra/launcher", "joblib"), ("hydra/sweeper", "optuna")}
+# Hydra's plugins, which are found only where they are installed, and the extras that bring them.
+_PLUGINS = {
+    ("hydra/launcher", "joblib"): "sweep", ("hydra/sweeper", "optuna"): "sweep",
+    ("hydra/launcher", "submitit_slurm"): "slurm", ("hydra/launcher", "submitit_local"): "slurm",
+}  # fmt: skip
 # Groups that are not chosen unless asked for.
 _EXTRA_GROUPS = ("experiment", "sweep")
 
@@ -59,7 +62,7 @@ def explain(error: BaseException, conf: Path) -> str:
 
 def _unknown_choice(group: str, choice: str, options: list[str]) -> str:
     if (group, choice) in _PLUGINS:
-        return f"{group}={choice} needs Hydra's plugin: pip install 'fedsim[sweep]'"
+        return f"{group}={choice} needs Hydra's plugin: pip install 'fedsim[{_PLUGINS[group, choice]}]'"
     near = difflib.get_close_matches(choice, options, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     return f"{group}={choice} does not exist; {hint}there is {', '.join(options)}"

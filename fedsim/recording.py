@@ -13,11 +13,13 @@ from torch import nn
 from fedsim.checkpoint import Checkpoint
 from fedsim.config import CheckpointConfig, EvaluateConfig, TrackingConfig
 from fedsim.data.federated import FederatedDataset
+from fedsim.data.outline import outline
 from fedsim.evaluate import spread
 from fedsim.initial_model import ModelFactory
 from fedsim.simulation import Simulation
 from fedsim.tracking.progress import Progress
-from fedsim.tracking.run_directory import RunDirectory, read_metrics, read_trainer
+from fedsim.tracking.readback import read_metrics, read_trainer
+from fedsim.tracking.run_directory import RunDirectory
 from fedsim.tracking.sinks import Run, SinkFactory, Sinks
 from fedsim.tracking.summary import summarise, versions
 from fedsim.train.calibrate import Choice
@@ -85,6 +87,7 @@ def _record(
     tracked.open(Run(name=name, directory=directory, config=config, clients=clients, done=server.round))
     if config:
         files.write_config(config)
+    files.write_partition(outline(simulation.dataset))
     saved, commits = server.round, {name: state.commits for name, state in states.items()}
     shown = False if tracking.quiet else tracking.progress
     with Progress(num_rounds, done=server.round, enabled=shown) as progress:

@@ -5,7 +5,9 @@ the same command goes on there: a job that has finished is not run again, one th
 checkpoint, and one that never began begins.
 """
 
+import importlib
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -65,7 +67,11 @@ class SweepEnd(Callback):
         jobs = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
         done = [job for job in jobs if next(job.rglob("summary.json"), None)]
         unfinished[:] = [job.name for job in jobs if job not in done]
-        print(f"{len(done)} of {len(jobs)} runs finished; python -m fedsim.report {folder}", file=sys.stderr)
+        if not config.tracking.quiet:
+            if done:
+                text = importlib.import_module("fedsim.report.text")  # brings pandas, which no other command needs
+                print(f"\n{text.jobs(done, shutil.get_terminal_size().columns)}", file=sys.stderr)
+            print(f"{len(done)} of {len(jobs)} runs finished; python -m fedsim.report {folder}", file=sys.stderr)
         if unfinished:
             missing = ", ".join(unfinished[:10]) + (" and others" if len(unfinished) > 10 else "")
             again = f"the same command with checkpoint.resume={folder} runs only these"

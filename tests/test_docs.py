@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import json
+import os
 import re
 import shlex
 import subprocess
@@ -9,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+import fedsim
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -58,6 +62,73 @@ def test_the_commands_of_the_tutorial_run(fedsim, tmp_path, monkeypatch, capsys)
     assert (tmp_path / "second" / "summary.json").exists()
     assert len(list((tmp_path / "sweep").glob("*/summary.json"))) == 6
     assert not (tmp_path / "outputs").exists()
+
+
+def readme_commands() -> list[list[str]]:
+    """Every `python -m fedsim...` of the README's blocks, as words."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    lines = [line for kind, block in blocks if not kind for line in block.splitlines()]
+    parts = [part.strip() for line in lines for part in line.split("&&")]
+    return [shlex.split(part, comments=True) for part in parts if part.startswith("python -m fedsim")]
+
+
+# Of the main job a round is run; what needs files that the reader brings is composed.
+FEWER = ("data.num_clients=8", "model=logistic", "server.num_rounds=1", "server.clients_per_round=4")
+BROUGHT = ("+experiment=mnist_shards", "+experiment=shakespeare")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # trackers warn of what is theirs
+def test_the_commands_of_the_readme_run(fedsim, tmp_path, monkeypatch):
+    from fedsim import doctor
+    from fedsim.report.__main__ import main as report
+
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install 'fedsim[tracking]'")
+    pytest.importorskip("dp_accounting", reason="dp-accounting is not installed: pip install 'fedsim[privacy]'")
+    done = readme_commands()
+    assert len(done) > 15
+    main_job = tmp_path / "outputs" / "0"
+    for number, (_, _, module, *arguments) in enumerate(done):
+        directory = tmp_path / "outputs" / str(number)
+        if module in ("fedsim.report", "fedsim.doctor"):
+            monkeypatch.chdir(tmp_path)
+            assert (report(arguments) if module == "fedsim.report" else doctor.main()) == 0, arguments
+            continue
+        if "+experiment=femnist_fedavg" in arguments:
+            arguments += FEWER
+        if "checkpoint.resume=RUN_DIR" in arguments:
+            arguments = [a.replace("RUN_DIR", str(main_job)) for a in arguments] + ["server.num_rounds=2"]
+        if any(experiment in arguments for experiment in BROUGHT):
+            arguments = ["--cfg", "job", *arguments]
+        if module == "fedsim.data_report":
+            command = [sys.executable, "-m", module, *arguments, f"hydra.run.dir={directory}"]
+            package = str(Path(doctor.__file__).resolve().parents[1])
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join([package, os.environ.get("PYTHONPATH", "")])}
+            told = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+            assert told.returncode == 0, told.stderr
+            continue
+        if "-m" in arguments:
+            finished = fedsim(*arguments, f"hydra.sweep.dir={directory}")
+        else:
+            finished = fedsim(*arguments, directory=directory)
+        assert finished.code == 0, (arguments, finished.err)
+    assert json.loads((main_job / "summary.json").read_text())["rounds"] == 2
+    assert (tmp_path / "report.html").exists()
+
+
+def test_what_the_pages_import_is_in_the_api():
+    """Every name that a page or a notebook imports from fedsim, and every public name of the package."""
+    api = re.findall(r"^::: (\S+)", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    texts = [page.read_text() for page in PAGES]
+    for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = json.loads(notebook.read_text())["cells"]
+        texts += ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    wanted = {f"{home}.{name}" for name, home in fedsim._HOME.items()}
+    for text in texts:
+        for module, names in re.findall(r"^from (fedsim\.[\w.]+) import (.+)$", text, re.MULTILINE):
+            wanted |= {f"{module}.{name.strip()}" for name in names.split(",")}
+    covered = {name for name in wanted if any(name == entry or name.startswith(entry + ".") for entry in api)}
+    assert wanted - covered == set()
 
 
 @pytest.mark.slow

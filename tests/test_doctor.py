@@ -21,6 +21,7 @@ def test_it_knows_what_the_package_needs():
     assert set(doctor.REQUIRED) <= names(PROJECT["dependencies"])
     for extra, (packages, _) in doctor.EXTRAS.items():
         assert set(packages) <= names(PROJECT["optional-dependencies"][extra]), extra
+    assert set(doctor.EXTRAS) == set(PROJECT["optional-dependencies"]) - {"dev"}
 
 
 def test_a_healthy_machine(capsys):
@@ -43,6 +44,13 @@ def test_what_is_missing_comes_with_its_command(capsys, monkeypatch):
         r"missing tensorboard, wandb(, mlflow)?", "missing wandb", out
     )
     assert "a run cannot start: pip install pandas" in out
+
+
+@pytest.mark.parametrize(("number", "said"), [(1, "uses 1 thread ("), (8, "uses 8 threads (")])
+def test_one_thread_is_no_threads(capsys, monkeypatch, number, said):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: number)
+    doctor.main()
+    assert said in capsys.readouterr().out
 
 
 @pytest.mark.gpu

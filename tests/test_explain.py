@@ -19,10 +19,11 @@ def test_near_names(key, line):
     assert unknown(key, ["local.momentum", "device"]) == line
 
 
-def test_a_plugin_that_is_missing_comes_with_its_command():
-    text = "Could not find 'hydra/launcher/joblib'\n\nAvailable options in 'hydra/launcher':\n\tbasic\nConfig"
+@pytest.mark.parametrize(("launcher", "extra"), [("joblib", "sweep"), ("submitit_slurm", "slurm")])
+def test_a_plugin_that_is_missing_comes_with_its_command(launcher, extra):
+    text = f"Could not find 'hydra/launcher/{launcher}'\n\nAvailable options in 'hydra/launcher':\n\tbasic\nConfig"
     line = explain(ValueError(text), conf_dir())
-    assert line == "hydra/launcher=joblib needs Hydra's plugin: pip install 'fedsim[sweep]'"
+    assert line == f"hydra/launcher={launcher} needs Hydra's plugin: pip install 'fedsim[{extra}]'"
 
 
 def test_options_of_the_chosen_groups_are_known(monkeypatch):

@@ -42,14 +42,25 @@ def test_version_is_canonical_pep_440():
     assert str(Version(fedsim.__version__)) == fedsim.__version__
 
 
+def test_a_public_name_is_no_module(tmp_path: Path):
+    """A module of the same name would take its place as soon as it is imported: only what is used twice shows it."""
+    look = (
+        "import fedsim; print({n for n in 2 * fedsim.__all__ if type(getattr(fedsim, n)).__name__ == 'module'} or '')"
+    )
+    done = run_python("-c", look, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == ""
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_module_imports(name: str):
     importlib.import_module(name)
 
 
 def test_command_line_starts_without_torch(tmp_path: Path):
-    """Help, completion and a refused config answer at once: importing torch takes seconds."""
-    done = run_python("-c", "import sys, fedsim.cli; print('torch' in sys.modules)", folder=tmp_path)
+    """Help, completion, a refused config and a report answer at once: importing torch takes seconds."""
+    look = "import sys, fedsim.cli, fedsim.report.__main__; print('torch' in sys.modules)"
+    done = run_python("-c", look, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "False"
 

@@ -25,6 +25,10 @@ def test_an_interrupted_sweep_continues_with_only_what_is_missing(fedsim, tmp_pa
     whole = fedsim(*SWEEP, "seed=1,2,3,4", "hydra.sweep.dir=whole")
     assert whole.code == 0, whole.err
     assert "4 of 4 runs finished; python -m fedsim.report whole" in whole.err
+    heads, *lines = [line.split() for line in whole.err.split("\n  job ")[1].splitlines()[:5]]
+    assert heads[:3] == ["seed", "best", "final"]
+    assert [line[:2] for line in lines] == [["0", "1"], ["1", "2"], ["2", "3"], ["3", "4"]]
+    assert lines[0][2] == f"{100 * summary(tmp_path / 'whole' / '0')['best']['test_accuracy']:.1f}"
 
     import fedsim.recording as module
 
@@ -115,6 +119,16 @@ def test_jobs_side_by_side_divide_the_threads(tmp_path):
     assert "Traceback" not in done.stderr
     found = {summary(tmp_path / "sweep" / job)["versions"]["threads"] for job in ("1", "2")}
     assert found == {str(max(1, (os.cpu_count() or 1) // 2))}
+
+
+def test_submitit_runs_the_jobs(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs pip install 'fedsim[slurm]'")
+    on_slurm = run_in_process(tmp_path, *SWEEP, "+sweep=slurm", "seed=1,2", "--cfg", "hydra", "-p", "hydra.launcher")
+    assert "SlurmLauncher" in on_slurm.stdout, on_slurm.stderr
+    done = run_in_process(tmp_path, *SWEEP, "hydra/launcher=submitit_local", "seed=1,2", "hydra.sweep.dir=sweep")
+    assert done.returncode == 0, done.stderr
+    assert "2 of 2 runs finished" in done.stderr
+    assert [summary(tmp_path / "sweep" / job)["seed"] for job in ("0", "1")] == [1, 2]
 
 
 def test_optuna_searches_for_the_best_accuracy(tmp_path):

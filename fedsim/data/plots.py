@@ -13,10 +13,9 @@ from matplotlib.colors import ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
-from fedsim.data.deal.base import even_bounds
-from fedsim.data.deal.sizes import apportion
+from fedsim.data.outline import MAX_COLUMNS as MAX_BARS
+from fedsim.data.outline import group_clients
 
-MAX_BARS = 100
 _MAX_NAMES = 30  # clients whose names fit below their bars
 _MAX_LEGEND = 20  # classes that fit into a legend
 _MAX_NUMBERS = 150  # cells of a map that have room for their numbers
@@ -132,31 +131,6 @@ def class_colours(num_classes: int) -> np.ndarray:
     if num_classes <= 20:
         return matplotlib.colormaps["tab20"](np.arange(num_classes))
     return matplotlib.colormaps["turbo"](np.linspace(0, 1, num_classes))
-
-
-def group_clients(counts: np.ndarray, num_groups: int) -> np.ndarray:
-    """(num_groups, K) float64: the mean class mixes of neighbours among the clients sorted by largest class.
-
-    Each largest class has groups in proportion to its clients, and no group has clients of two of them, unless there
-    are fewer groups than classes. Where several classes are largest, they take turns. Clients without samples are left
-    out.
-    """
-    sizes = counts.sum(1)
-    counts, sizes = counts[sizes > 0], sizes[sizes > 0]
-    num_clients, num_classes = counts.shape
-    turn = (np.arange(num_clients)[:, None] + np.arange(num_classes)) % num_classes
-    largest = (counts + turn / num_classes).argmax(1)
-    order = np.lexsort((-counts.max(1) / sizes, largest))
-    clients_of = np.bincount(largest)
-    clients_of = clients_of[clients_of > 0]
-    if len(clients_of) <= num_groups:
-        groups_of, _ = apportion(clients_of.astype(np.float64), num_groups, 1)
-    else:
-        clients_of, groups_of = np.array([num_clients]), np.array([num_groups])
-    first = np.cumsum(clients_of) - clients_of
-    bounds = np.concatenate([f + even_bounds(n, g)[:-1] for f, n, g in zip(first, clients_of, groups_of, strict=True)])
-    mixes = counts[order] / sizes[order, None]
-    return np.add.reduceat(mixes, bounds) / np.diff(bounds, append=num_clients)[:, None]
 
 
 def _columns(counts: np.ndarray) -> tuple[np.ndarray, bool]:

@@ -4,7 +4,7 @@
 `groups(...)` give the same figures as tables.
 """
 
-from fedsim.report.runs import RecordedRun, differences, runs
+from fedsim.report.runs import RecordedRun, differences, grouping, runs
 from fedsim.report.tables import curves, default_target, frame, groups
 
-__all__ = ["RecordedRun", "curves", "default_target", "differences", "frame", "groups", "runs"]
+__all__ = ["RecordedRun", "curves", "default_target", "differences", "frame", "grouping", "groups", "runs"]

@@ -1,13 +1,15 @@
 """`python -m fedsim.report RUN_DIR...`: one HTML page over one run or a sweep of hundreds."""
 
 import argparse
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedsim.report import text
 from fedsim.report.page import page
-from fedsim.report.runs import differences, runs
-from fedsim.report.tables import frame, groups
+from fedsim.report.runs import grouping, runs
+from fedsim.report.tables import default_target, frame, groups
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="run directories, or folders with runs below them")
     parser.add_argument("--out", default="report.html", help="the page (default: report.html)")
     parser.add_argument("--group-by", metavar="KEYS", help="settings, such as algorithm,local.learning_rate "
-                        "(default: all in which the runs differ but the seed; the page can change it)")  # fmt: skip
+                        "(default: all that were chosen but the seed; the page can change it)")  # fmt: skip
     parser.add_argument("--target", type=float, help="test accuracy in [0, 1] whose cost is counted "
                         "(default: what half of the runs reach)")  # fmt: skip
     parser.add_argument("--csv", metavar="FILE", help="write the table of runs there as well")
@@ -27,8 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recorded = runs(options.runs)
         if options.target is not None and not 0 < options.target <= 1:
             raise ValueError(f"--target must be in (0, 1], got {options.target}")
-        keys = differences(recorded)
-        by = [key for key in keys if key != "seed"]
+        by = grouping(recorded)
         if options.group_by is not None:
             by = [key.strip() for key in options.group_by.split(",") if key.strip()]
         table = frame(recorded, target=options.target)
@@ -40,9 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"fedsim: error: {error}", file=sys.stderr)
         return 1
-    shown = [c for c in ("best_accuracy", "final_accuracy", "round_to_target", "seconds_a_round") if c in grouped]
-    print(grouped.loc[:, ["runs", *shown]].round(4).to_string())
-    print(f"{len(recorded)} runs in {len(grouped)} groups: {out}")
+    target = default_target(recorded) if options.target is None else options.target
+    print(text.grouped(grouped, by, target, shutil.get_terminal_size().columns))
+    counts = (f"{n} {word}{'s' * (n != 1)}" for n, word in ((len(recorded), "run"), (len(grouped), "group")))
+    print(f"{' in '.join(counts)}: open {out} in a browser")
     return 0
 
 

@@ -15,14 +15,18 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 
-from fedsim.report.runs import RecordedRun, differences
+from fedsim.report.runs import RecordedRun, differences, grouping
 from fedsim.report.tables import AXES, axis, column, default_target, frame
 
 _HERE = Path(__file__).resolve().parent
 _MOST_POINTS = 300  # of a curve: more than a screen shows
+_MOST_POINTS_IN_ALL = 20_000  # of the curves of one metric; each of hundreds of runs is then thinned, to 60 at least
+_DASH = "\u2013"  # for what is not known, as page.js has it
+_SCRIPTS = ("chart.js", "partition.js", "page.js")
 _FILES = ("summary.json", "config.yaml", "metrics.csv", "clients.csv", "run.log")
 _NOT_DRAWN = ("round", "evaluate_seconds")
 _QUANTILES = np.linspace(0, 1, 51)
+_LEVELS = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"))
 
 # Column of `frame` -> heading and kind, which decides how a number is written (here and in page.js).
 COLUMNS = {
@@ -49,20 +53,29 @@ def page(
     Args:
         recorded: what `runs` gave; at least one.
         folder: where the page will lie; its links to the runs' files are relative to it.
-        by: the settings by which runs are grouped at first; None: all in which they differ but the seed.
+        by: the settings by which runs are grouped at first; None: `grouping`.
         target: as for `frame`.
     """
     target = default_target(recorded) if target is None else target
-    table, keys = frame(recorded, target=target), differences(recorded)
+    table, differing = frame(recorded, target=target), differences(recorded)
+    by = grouping(recorded) if by is None else list(by)
+    keys = [key for key in differing if key in by or key in grouping(recorded) or key == "seed"]
     columns = {name: about for name, about in COLUMNS.items() if name in table}
+    most_points = int(np.clip(_MOST_POINTS_IN_ALL // len(recorded), 60, _MOST_POINTS))
+    kept = [None if run.partition is None else json.dumps(run.partition) for run in recorded]
+    partitions = {text: index for index, text in enumerate(dict.fromkeys(text for text in kept if text is not None))}
     data = {
         "keys": keys,
-        "by": [key for key in keys if key != "seed"] if by is None else list(by),
+        "by": by,
         "target": target,
         "columns": columns,
         "metrics": _metrics(recorded),
         "axes": [name for name in AXES if any(axis(run.metrics, name) is not None for run in recorded)],
-        "runs": [_run(run, row, keys, columns) for run, (_, row) in zip(recorded, table.iterrows(), strict=True)],
+        "partitions": [_partition(json.loads(text)) for text in partitions],
+        "runs": [
+            {**_run(run, row, keys, columns, most_points), "partition": None if text is None else partitions[text]}
+            for run, (_, row), text in zip(recorded, table.iterrows(), kept, strict=True)
+        ],
     }
     parts = {
         "title": html.escape(_title(recorded)),
@@ -71,7 +84,7 @@ def page(
         "runs": _runs_table(recorded, table, keys, columns, folder),
         "common": _common(recorded, keys),
         "data": json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
-        "script": (_HERE / "page.js").read_text(encoding="utf-8"),
+        "script": "\n".join((_HERE / name).read_text(encoding="utf-8") for name in _SCRIPTS),
     }
     text = (_HERE / "page.html").read_text(encoding="utf-8")
     for name, part in parts.items():
@@ -108,26 +121,46 @@ def _metrics(recorded: Sequence[RecordedRun]) -> list[str]:
     return [c for c in known if c in columns] + [c for c in columns if c not in known and c not in _NOT_DRAWN]
 
 
-def _run(run: RecordedRun, row: pd.Series, keys: Sequence[str], columns: dict[str, Any]) -> dict[str, Any]:
+def _run(
+    run: RecordedRun, row: pd.Series, keys: Sequence[str], columns: dict[str, Any], most_points: int
+) -> dict[str, Any]:
     axes = {name: spent for name in AXES if (spent := axis(run.metrics, name)) is not None}
-    curves = {}
+    shown: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # metric -> its rows, thinned; its values there
     for name in _metrics([run]):
         values = column(run.metrics, name)
-        present = np.flatnonzero(~np.isnan(values))
-        if len(present) > _MOST_POINTS:
-            present = present[np.unique(np.linspace(0, len(present) - 1, _MOST_POINTS).astype(int))]
-        curves[name] = {
-            "y": _numbers(values[present]),
-            "x": {each: _numbers(spent[present]) for each, spent in axes.items()},
-        }
+        rows = np.flatnonzero(~np.isnan(values))
+        if len(rows) > most_points:
+            rows = rows[np.unique(np.linspace(0, len(rows) - 1, most_points).astype(int))]
+        shown[name] = (rows, values[rows])
+    kept = np.unique(np.concatenate([rows for rows, _ in shown.values()]))  # the axes are written once, not for each
+    curves = {
+        name: {"y": _numbers(values), "at": None if len(rows) == len(kept) else np.searchsorted(kept, rows).tolist()}
+        for name, (rows, values) in shown.items()
+    }
     clients = None if run.clients is None else np.quantile(np.asarray(run.clients["accuracy"]), _QUANTILES)
     return {
         "name": run.name,
         "settings": [None if (value := run.config.get(key)) is None else str(value) for key in keys],
         "values": {name: _number(row[name]) for name in columns},
+        "axes": {name: _numbers(spent[kept]) for name, spent in axes.items()},
         "curves": curves,
         "clients": None if clients is None else _numbers(clients),
     }
+
+
+def _partition(outline: dict[str, Any]) -> dict[str, Any]:
+    """An outline (`fedsim.data.outline`) for the page: a column of class shares becomes a letter a class.
+
+    Letters are 64 levels of the square root of the share, so that a class of few samples still shows; A is none at all.
+    """
+    if "columns" not in outline:
+        return outline
+    columns = np.asarray(outline["columns"], dtype=np.float64)
+    totals = columns.sum(1)
+    levels = np.ceil(63 * np.sqrt(columns / totals[:, None])).astype(int)
+    single = outline["a_column"] == 1
+    letters = ["".join(column) for column in _LEVELS[levels]]
+    return {**outline, "columns": letters, "totals": totals.astype(int).tolist() if single else None}
 
 
 def _number(value: Any) -> float | None:
@@ -148,7 +181,8 @@ def _runs_table(
         state = "" if run.finished else ' <span class="state">unfinished</span>'
         where = quote(os.path.relpath(run.path, folder).replace(os.sep, "/"))
         lines.append(f'<tr><td class="name"><a href="{where}/">{html.escape(run.name)}</a>{state}</td>')
-        lines += [f"<td>{html.escape(str(run.config.get(key)))}</td>" for key in keys]
+        settings = (run.config.get(key) for key in keys)
+        lines += [f"<td>{_DASH if value is None else html.escape(str(value))}</td>" for value in settings]
         for name, (_, kind) in columns.items():
             value = _number(row[name])
             sort = "" if value is None else f' data-value="{value}"'
@@ -159,14 +193,20 @@ def _runs_table(
 
 
 def _common(recorded: Sequence[RecordedRun], keys: Sequence[str]) -> str:
-    shared = {key: value for key, value in recorded[0].config.items() if key not in keys}
-    return "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(str(v))}</dd>" for k, v in shared.items())
+    """The settings that are no column of the table, and the same in all runs that have them."""
+    lines = []
+    for key in dict.fromkeys(key for run in recorded for key in run.config if key not in keys):
+        values = [run.config[key] for run in recorded if key in run.config]
+        if len({repr(value) for value in values}) == 1:
+            of = "" if len(values) == len(recorded) else f" (of {len(values)} runs; the others have no such setting)"
+            lines.append(f"<dt>{html.escape(key)}</dt><dd>{html.escape(str(values[0]))}{of}</dd>")
+    return "".join(lines)
 
 
 def written(value: float | None, kind: str) -> str:
     """A number as a person reads it: a share in per cent, bytes in powers of 1024, seconds up to hours."""
     if value is None:
-        return "\u2013"  # a dash, as page.js has it
+        return _DASH
     if kind == "share":
         return f"{100 * value:.1f} %"
     if kind == "bytes":

@@ -101,9 +101,9 @@ def groups(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """
     unknown = [key for key in by if key not in table]
     if unknown:
-        known = ", ".join(_settings(table)) or "nothing"
+        known = ", ".join(settings(table)) or "nothing"
         raise ValueError(f"cannot group by {', '.join(unknown)}: the runs differ in {known}")
-    first = _settings(table)
+    first = settings(table)
     figures = [c for c in table.columns if c not in first and c != "finished"]
     over = table.groupby(list(by), dropna=False, sort=False) if by else table.groupby(lambda _: "all runs")
     grouped = pd.DataFrame(over[figures].agg(["mean", "std"]))
@@ -111,6 +111,6 @@ def groups(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return grouped
 
 
-def _settings(table: pd.DataFrame) -> list[str]:
-    """The columns before the first figure."""
+def settings(table: pd.DataFrame) -> list[str]:
+    """The columns of `frame` before the first figure: the settings in which the runs differ."""
     return list(table.columns[: list(table.columns).index("finished")])

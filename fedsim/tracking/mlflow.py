@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from fedsim.tracking.sinks import Run, flat
+from fedsim.tracking.readback import flat
+from fedsim.tracking.sinks import Run
 
 _QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 _PARAMETERS_A_CALL = 100  # MLflow's limit

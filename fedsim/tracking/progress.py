@@ -52,11 +52,11 @@ class Progress:
         round = metrics["round"]
         clients = f"{metrics['clients']:,} client{'s' if metrics['clients'] != 1 else ''}"
         text = f"round {round} of {self.num_rounds}: {clients} trained on {metrics['samples']:,} samples in "
-        text += f"{_duration(metrics['seconds'])} to a loss of {metrics['train_loss']:.3f}"
+        text += f"{duration(metrics['seconds'])} to a loss of {metrics['train_loss']:.3f}"
         if "test_accuracy" in metrics:
             text += f"; test accuracy {metrics['test_accuracy']:.1%}, loss {metrics['test_loss']:.3f}"
         left = elapsed / (round - self.done) * (self.num_rounds - round)
-        return f"{text}; about {_duration(left)} left" if left >= 1 else text
+        return f"{text}; about {duration(left, guess=True)} left" if left >= 1 else text
 
     def __enter__(self) -> "Progress":
         if self.enabled:  # a line that is logged goes above the bar, not through it
@@ -80,9 +80,9 @@ def _width() -> dict[str, Any]:
     return {"dynamic_ncols": True} if known else {"ncols": _FALLBACK_COLUMNS}
 
 
-def _duration(seconds: float) -> str:
-    """As a person says it: 0.04 s, 12 s, 3 min, 2 h 5 min."""
-    if seconds < 10:
+def duration(seconds: float, *, guess: bool = False) -> str:
+    """As a person says it: 0.04 s, 12 s, 3 min, 2 h 5 min; a guess has no fractions of a second."""
+    if seconds < 10 and not guess:
         return f"{seconds:.2f} s"
     if seconds < 100:
         return f"{seconds:.0f} s"

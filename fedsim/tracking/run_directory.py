@@ -1,7 +1,8 @@
 """The run directory: what a run leaves behind, in files that any tool reads.
 
-metrics.jsonl and metrics.csv have a row for each round; clients.csv the last per-client evaluation; config.yaml the
-resolved configuration; summary.json the outcome; model.safetensors the final model by parameter name.
+metrics.jsonl and metrics.csv have a row for each round; clients.csv the last per-client evaluation; partition.json who
+owns how much of what; config.yaml the resolved configuration; summary.json the outcome; model.safetensors the final
+model by parameter name.
 """
 
 import csv
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fedsim.files import CHECKPOINT, write_atomically, write_text
+from fedsim.tracking.readback import read_metrics
 
 
 class RunDirectory:
@@ -77,6 +79,9 @@ class RunDirectory:
         """The trainer that trainer=auto chose, for a resume to take it too."""
         write_text(self.path / "trainer.json", json.dumps(trainer) + "\n")
 
+    def write_partition(self, outline: dict[str, Any]) -> None:
+        write_text(self.path / "partition.json", json.dumps(outline) + "\n")
+
     def write_clients(self, clients: pd.DataFrame) -> None:
         write_text(self.path / "clients.csv", clients.to_csv(index=False))
 
@@ -85,21 +90,8 @@ class RunDirectory:
 
     def outcome(self) -> list[Path]:
         """The files that are worth keeping elsewhere."""
-        names = ("config.yaml", "metrics.jsonl", "metrics.csv", "clients.csv", "summary.json", "model.safetensors")
-        return [self.path / name for name in names if (self.path / name).exists()]
+        names = ("config.yaml", "metrics.jsonl", "metrics.csv", "clients.csv", "partition.json", "summary.json")
+        return [self.path / name for name in (*names, "model.safetensors") if (self.path / name).exists()]
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         write_text(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a run directory's metrics.jsonl; a last line cut short by a crash is left out."""
-    file = path / "metrics.jsonl"
-    lines = file.read_text(encoding="utf-8").split("\n") if file.exists() else []
-    return [json.loads(line) for line in lines[:-1]]  # whatever follows the last newline is not a whole row
-
-
-def read_trainer(path: Path) -> dict[str, Any] | None:
-    """What `RunDirectory.write_trainer` wrote; None if nothing."""
-    file = path / "trainer.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None

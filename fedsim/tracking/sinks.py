@@ -146,14 +146,3 @@ def system_memory(device: torch.device) -> dict[str, float]:
     if device.type == "cuda":
         memory["system/gpu_bytes"] = float(torch.cuda.memory_allocated(device))
     return memory
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested configuration as dotted keys."""
-    found = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found

@@ -27,6 +27,11 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "seconds_evaluating": float(sum(row.get("evaluate_seconds", 0.0) for row in rows)),
         "peak_memory_bytes": max(row["peak_memory_bytes"] for row in rows),
     }
+    for name in ("bytes_up", "bytes_down"):
+        if any(name in row for row in rows):
+            summary[name] = sum(row.get(name, 0) for row in rows)
+    if "virtual_seconds" in rows[-1]:
+        summary["virtual_seconds"] = rows[-1]["virtual_seconds"]
     if evaluated and (reached := to_accuracy(rows)):
         summary["to_accuracy"] = reached
     if evaluated:

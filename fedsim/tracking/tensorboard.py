@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from fedsim.tracking.sinks import Run, flat
+from fedsim.tracking.readback import flat
+from fedsim.tracking.sinks import Run
 
 
 class TensorBoard:

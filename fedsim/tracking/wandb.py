@@ -1,6 +1,8 @@
 """Weights & Biases, offline unless told otherwise: `wandb sync RUN_DIR/wandb/offline-run-*` sends a run later.
 
-No key stands in a configuration; to be online, `wandb login` once, or set WANDB_API_KEY.
+No key stands in a configuration; to be online, `wandb login` once, or set WANDB_API_KEY. W&B goes on with a run only
+where it can ask its server, so a resumed run that is offline begins a new folder under the run's id and tells it all
+earlier rounds again: the newest folder is the whole run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from fedsim.tracking.readback import read_metrics
 from fedsim.tracking.sinks import Run
 
 
@@ -44,12 +47,14 @@ class Wandb:
             mode=mode,
             name=run.name,
             id=known or run.remember("wandb"),
-            resume="allow" if known else None,
+            resume="allow" if known and mode == "online" else None,
             dir=str(run.directory),
             config=run.config,
             settings=wandb.Settings(console="off", silent=mode == "offline"),
         )
         self.run.define_metric("*", step_metric="round")
+        for row in read_metrics(run.directory) if known and mode == "offline" else ():
+            self.log(row)
         self.run.summary["clients/train_samples"] = wandb.Histogram(run.clients["train"].tolist())
 
     def log(self, metrics: Mapping[str, float]) -> None:

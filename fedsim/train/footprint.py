@@ -46,8 +46,9 @@ class Footprint:
         return self.held + self.extra
 
     def __str__(self) -> str:
-        parts = {"held": self.held, "fixed": self.fixed, f"{self.num_slots} slots": self.slot * self.num_slots}
-        return f"{_mib(self.peak)} (" + ", ".join(f"{name} {_mib(size)}" for name, size in parts.items()) + ")"
+        slots = f"{self.num_slots} slot{'s' * (self.num_slots != 1)}"
+        parts = {"in use before": self.held, "for any round": self.fixed, f"for {slots}": self.slot * self.num_slots}
+        return f"{_mib(self.peak)}: " + ", ".join(f"{_mib(size)} {name}" for name, size in parts.items())
 
 
 def _mib(size: float) -> str:

@@ -37,6 +37,10 @@ def write_run(directory: Path, algorithm: str, seed: int, accuracies: tuple[floa
     (directory / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     clients = pd.DataFrame({"client": list("abcde"), "samples": 10, "accuracy": [0.1, 0.2, 0.3, 0.4, accuracies[-1]]})
     clients.to_csv(directory / "clients.csv", index=False)
+    alone = {"clients": 3, "samples": 15, "sizes": [2] * 25 + [5] + [8] * 25, "held": [1, 2, 2], "a_column": 1}
+    other = {"clients": 300, "samples": 1200, "sizes": [1] * 25 + [4] + [9] * 25}  # of targets that are no classes
+    outline = other if seed == 1 else {**alone, "columns": [[2, 0], [1, 4], [4, 4]]}
+    (directory / "partition.json").write_text(json.dumps(outline))
     summary = {"name": "known", "num_clients": 5, "notes": ["a stand-in </script><b>"], "data": "synthetic"}
     (directory / "summary.json").write_text(json.dumps(summary))
 

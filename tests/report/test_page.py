@@ -39,9 +39,16 @@ setTimeout(() => {
   document.querySelectorAll("#keys input").forEach((box) => { box.checked = box.value === "seed"; });
   document.getElementById("controls").dispatchEvent(new Event("change"));
   const bySeed = rows();
-  document.querySelectorAll("#runs th")[4].click();
-  document.querySelectorAll("#runs th")[4].click();
+  document.querySelectorAll("#runs th")[3].click();
+  document.querySelectorAll("#runs th")[3].click();
   const sorted = [...document.querySelectorAll("#runs tbody tr")].map((r) => r.cells[0].textContent);
+  const maps = [...document.querySelectorAll("#maps canvas")].map((canvas) => {
+    const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+    return { width: canvas.clientWidth, painted: pixels.filter((value, i) => i % 4 === 3 && value > 0).length };
+  });
+  const titles = [...document.querySelectorAll("#maps figure")]
+    .map((f) => [...f.querySelectorAll("h3, figcaption")].map((e) => e.textContent));
+  const dashed = [...document.querySelectorAll("#memory .curve")].map((line) => line.getAttribute("stroke-dashoffset"));
   const chart = document.querySelector("#curves svg"), box = chart.getBoundingClientRect();
   chart.dispatchEvent(new PointerEvent("pointermove", { clientX: box.left + box.width / 2, clientY: box.top + 50 }));
   const tip = document.querySelector("#curves .tip").textContent;
@@ -52,7 +59,7 @@ setTimeout(() => {
   const out = document.createElement("pre");
   out.id = "probe";
   out.textContent = JSON.stringify({ seen, first, curves, bands, charts, bySeed, sorted, tip, wide, small,
-    width: innerWidth, scroll: document.documentElement.scrollWidth,
+    maps, titles, dashed, width: innerWidth, scroll: document.documentElement.scrollWidth,
     fetched: performance.getEntriesByType("resource").map((r) => r.name) });
   document.body.append(out);
 }, 500);
@@ -109,6 +116,8 @@ def test_the_runs_are_plain_html(text):
     cells = re.findall(r"<tr><td class=\"name\">.*?</tr>", text)
     assert len(cells) == 6
     assert "fedprox" in cells[3]
+    assert "0.01" not in cells[3]  # that comes with fedprox; it is told below
+    assert "<dt>algorithm.proximal_weight</dt><dd>0.01 (of 3 runs; the others have no such setting)</dd>" in text
     assert "80.0 %" in cells[3]
     assert "<dt>local.learning_rate</dt><dd>0.1</dd>" in text
 
@@ -119,7 +128,7 @@ def test_a_browser_draws_it_without_an_error(text, tmp_path, width):
     assert seen["width"] <= max(width, 500)  # some builds refuse windows narrower than 500
     assert seen["seen"] == []
     assert seen["fetched"] == []
-    assert (seen["curves"], seen["bands"], seen["charts"]) == (2, 2, 4)
+    assert (seen["curves"], seen["bands"], seen["charts"]) == (2, 2, 5)
     fedavg = seen["first"][0]
     assert fedavg[:3] == ["algorithm fedavg", "3", "46.7 % ± 15.0 %"]
     assert "4 ± 0 (2 of 3)" in fedavg
@@ -127,6 +136,13 @@ def test_a_browser_draws_it_without_an_error(text, tmp_path, width):
     assert seen["bySeed"][0][2] == "70.0 % ± 14.0 %"  # 60 and 80 %: deviation sqrt(2 * 10^2 / 1), to two digits
     assert seen["sorted"] == ["5", "3", "4", "0", "1", "2"]  # by the best accuracy, falling
     assert seen["tip"].startswith("bytes sent")
+    # By seed: seeds 0 and 2 of fedavg have the partition of conftest.py, seed 1 has another one.
+    assert seen["titles"] == [
+        ["seed 0; seed 2", "3 clients; 2 to 8 samples (median 5); 1 to 2 classes (median 2)"],
+        ["seed 1", "300 clients; 1 to 9 samples (median 4)"],
+    ]
+    assert [m["painted"] > 1000 for m in seen["maps"]] == [True]
+    assert seen["dashed"] == ["0", "-10", "-20"]  # the memory of all is the same
     assert seen["wide"] == []
     assert seen["scroll"] <= seen["width"]
     assert seen["small"] == 0
@@ -136,6 +152,15 @@ def test_one_run_alone_is_a_page_too(sweep, tmp_path):
     alone = page(runs([sweep / "3"]), tmp_path)
     assert "1 run<" in alone
     assert json.loads(re.findall(r'id="data">(.*?)</script>', alone, re.DOTALL)[0])["by"] == []
+
+
+def test_shares_of_classes_are_letters(sweep, tmp_path):
+    written = json.loads(re.findall(r'id="data">(.*?)</script>', page(runs([sweep]), tmp_path), re.DOTALL)[0])
+    assert [run["partition"] for run in written["runs"]] == [0, 1, 0, 0, 1, 0]
+    # (2, 0), (1, 4), (4, 4): 63 sqrt(share), rounded up: 63; 28.2 and 56.3; 44.5
+    assert written["partitions"][0]["columns"] == ["_A", "d5", "tt"]
+    assert written["partitions"][0]["totals"] == [2, 5, 8]
+    assert "columns" not in written["partitions"][1]
 
 
 def test_hundreds_of_runs_stay_small(sweep):

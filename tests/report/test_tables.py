@@ -6,7 +6,7 @@ import math
 import pandas as pd
 import pytest
 
-from fedsim.report import curves, default_target, differences, frame, groups, runs
+from fedsim.report import curves, default_target, differences, frame, grouping, groups, runs, text
 from fedsim.report.__main__ import main
 
 
@@ -120,3 +120,37 @@ def test_the_command_writes_the_page_and_the_table(sweep, tmp_path, capsys):
     assert "fedprox" in printed
     assert page.exists()
     assert pd.read_csv(csv)["best_accuracy"].tolist() == [0.6, 0.5, 0.3, 0.8, 0.7, 0.9]
+
+
+def test_jobs_are_a_line_each_and_of_many_the_best(sweep, monkeypatch):
+    jobs = sorted(sweep.iterdir())
+    heads, *lines = text.jobs(jobs, 200).splitlines()
+    assert heads.split() == [
+        "job",
+        "algorithm",
+        "proximal_weight",
+        "seed",
+        *["best", "final", "train", "loss", "rounds", "a", "round"],
+    ]
+    assert lines[3].split() == ["3", "fedprox", "0.01", "0", "80.0", "%", "80.0", "%", "0.5", "6", "10", "s"]
+    assert lines[0].split()[:3] == ["0", "fedavg", "-"]
+    monkeypatch.setattr(text, "_MOST_JOBS", 2)
+    title, _, *best = text.jobs(jobs, 200).splitlines()
+    assert title == "the best 2 of 6 runs"
+    assert [line.split()[0] for line in best] == ["5", "3"]
+
+
+def test_groups_are_what_was_chosen(sweep):
+    recorded = runs([sweep])
+    assert grouping(recorded) == ["algorithm"]  # the weight comes with fedprox
+    for run in recorded[3:5]:
+        run.config["algorithm.proximal_weight"] = 0.5
+    assert grouping(recorded) == ["algorithm", "algorithm.proximal_weight"]
+
+
+def test_keys_are_short_where_that_is_clear():
+    assert text.short(["partition.alpha", "algorithm", "seed"]) == ["alpha", "algorithm", "seed"]
+    assert text.short(["data.num_clients", "partition.num_clients", "seed"])[:2] == [
+        "data.num_clients",
+        "partition.num_clients",
+    ]

@@ -12,7 +12,7 @@ import termios
 import pytest
 
 from fedsim.tracking import progress as module
-from fedsim.tracking.progress import Progress, _duration
+from fedsim.tracking.progress import Progress, duration
 
 ROUND = {"train_loss": 1.5, "clients": 10, "samples": 2251, "seconds": 0.5, "peak_memory_bytes": 2**30}
 EVALUATED = {"test_accuracy": 0.655, "test_loss": 1.24}
@@ -77,4 +77,8 @@ def test_a_bar_that_is_asked_for_is_drawn_into_a_file(monkeypatch):
     ("seconds", "said"), [(0.044, "0.04 s"), (12.3, "12 s"), (200.0, "3 min"), (7500.0, "2 h 5 min")]
 )
 def test_durations(seconds, said):
-    assert _duration(seconds) == said
+    assert duration(seconds) == said
+
+
+def test_what_is_left_is_a_guess():
+    assert duration(1.61, guess=True) == "2 s"

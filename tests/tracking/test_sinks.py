@@ -17,7 +17,8 @@ import torch
 import fedsim
 from fedsim.cli import conf_dir
 from fedsim.models import logistic
-from fedsim.tracking.sinks import Run, Sinks, flat
+from fedsim.tracking.readback import flat
+from fedsim.tracking.sinks import Run, Sinks
 
 SINKS = ("tensorboard", "wandb", "mlflow")
 # What these libraries warn of among themselves is not ours to mend.
@@ -103,12 +104,10 @@ def log_records(file: Path) -> Iterator[bytes]:
             whole = b""
 
 
-def check_wandb(
-    directory: Path, expected: list[dict[str, Any]], summary: dict[str, Any], clients: pd.DataFrame
-) -> None:
+def wandb_records(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any], set[str]]:
+    """What an offline run would send: configuration, rows, summary, and the names of its files."""
     from wandb.proto import wandb_internal_pb2
 
-    (folder,) = (directory / "wandb").glob("offline-run-*")
     (file,) = folder.glob("*.wandb")
     config: dict[str, Any] = {}
     history: list[dict[str, Any]] = []
@@ -125,6 +124,14 @@ def check_wandb(
         for update in record.summary.update:
             final[update.key or "/".join(update.nested_key)] = json.loads(update.value_json)
         saved |= {f.path for f in record.files.files}
+    return config, history, final, saved
+
+
+def check_wandb(
+    directory: Path, expected: list[dict[str, Any]], summary: dict[str, Any], clients: pd.DataFrame
+) -> None:
+    (folder,) = (directory / "wandb").glob("offline-run-*")
+    config, history, final, saved = wandb_records(folder)
     assert config["local"]["learning_rate"] == 0.02
     assert [row["train_loss"] for row in history] == [row["train_loss"] for row in expected]
     assert all(row["system/process_bytes"] > 0 for row in history)
@@ -176,6 +183,20 @@ def test_a_resumed_run_goes_on_in_the_same_place(fedsim, offline, tmp_path):
     (run,) = client.search_runs([experiment.experiment_id])
     assert [m.step for m in client.get_metric_history(run.info.run_id, "train_loss")] == [1, 2, 3, 4]
     assert run.info.status == "FINISHED"
+
+
+def test_a_resumed_run_is_whole_in_the_newest_offline_folder(fedsim, offline):
+    pytest.importorskip("wandb", reason="wandb is not installed: pip install 'fedsim[tracking]'")
+    first = fedsim("+experiment=debug", "tracking=wandb", "server.num_rounds=2")
+    again = fedsim("+experiment=debug", "tracking=wandb", "server.num_rounds=4", f"checkpoint.resume={first.directory}")
+    assert again.code == 0, again.err
+    assert "failed" not in again.err
+    folders = sorted((first.directory / "wandb").glob("offline-run-*"))
+    assert len({folder.name.rpartition("-")[2] for folder in folders}) == 1  # one id, so one run on a server
+    _, history, final, _ = wandb_records(folders[-1])
+    assert [row["round"] for row in history] == [1, 2, 3, 4]
+    assert [row["train_loss"] for row in history] == [row["train_loss"] for row in rows(first.directory)]
+    assert final["rounds"] == 4
 
 
 class Recorder:
