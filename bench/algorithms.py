@@ -10,6 +10,7 @@ of the whole test set. The report has every run that was tried.
 """
 
 import argparse
+import multiprocessing
 from collections.abc import Callable
 from functools import partial
 from itertools import product
@@ -94,6 +95,27 @@ def percent(values: list[float]) -> str:
     return f"{100 * sum(values) / len(values):.1f} ({100 * min(values):.1f}-{100 * max(values):.1f})"
 
 
+def compare(
+    job: tuple[str, str, FederatedDataset, argparse.Namespace],
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """What was tried for an algorithm on a partition, and the row of the report: one process's work."""
+    torch.set_num_threads(1)
+    deal, name, dataset, options = job
+    about = {"partition": deal, "algorithm": name}
+    clients = PARTITIONS[deal](dataset, options.choose_seed)
+    scores = []
+    for settings in tries(name):
+        found = measure(clients, name, settings, options.choose_rounds, [], options.choose_seed)
+        scores.append(second_half(found, options.choose_rounds))
+    tried = [about | settings | {"accuracy": round(s, 4)} for settings, s in zip(tries(name), scores, strict=True)]
+    chosen = tries(name)[scores.index(max(scores))]
+    runs = [
+        measure(PARTITIONS[deal](dataset, seed), name, chosen, options.rounds, options.at, seed)
+        for seed in options.seeds
+    ]
+    return tried, about | chosen | row_of(runs, options)
+
+
 def row_of(runs: list[dict[int, float] | None], options: argparse.Namespace) -> dict[str, Any]:
     """What is reported of the runs of one algorithm, those that diverged counted and left out."""
     good = [run for run in runs if run is not None]
@@ -127,31 +149,22 @@ def main() -> None:
     parser.add_argument("--choose-rounds", type=int, default=30)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--algorithms", nargs="+", choices=GRID, default=list(GRID))
+    parser.add_argument("--processes", type=int, default=2, help="that share the work; they change no figure")
     parser.add_argument("--out", type=Path, help="JSON file; default bench/results/algorithms.json")
     options = parser.parse_args()
     if max(options.at) > options.rounds:
         raise SystemExit(f"--at {max(options.at)} is after the last of --rounds {options.rounds}")
-    torch.set_num_threads(1)
     dataset = read(options)
     options.root = None if options.root is None else "FOLDER"  # a path of this machine
     report = header("algorithms", options, torch.device("cpu"))
+    jobs = [(deal, name, dataset, options) for deal in PARTITIONS for name in options.algorithms]
     rows: list[dict[str, Any]] = []
     grid: list[dict[str, Any]] = []
-    for partition, deal in PARTITIONS.items():
-        clients = {seed: deal(dataset, seed) for seed in (options.choose_seed, *options.seeds)}
-        for name in options.algorithms:
-            scores = []
-            for settings in tries(name):
-                found = measure(
-                    clients[options.choose_seed], name, settings, options.choose_rounds, [], options.choose_seed
-                )
-                scores.append(second_half(found, options.choose_rounds))
-                grid.append({"partition": partition, "algorithm": name, **settings, "accuracy": round(scores[-1], 4)})
-            chosen = tries(name)[scores.index(max(scores))]
-            rows.append({"partition": partition, "algorithm": name, **chosen})
-            runs = [measure(clients[seed], name, chosen, options.rounds, options.at, seed) for seed in options.seeds]
-            rows[-1] |= row_of(runs, options)
-            print(rows[-1], flush=True)
+    with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
+        for tried, row in pool.imap(compare, jobs, chunksize=1):
+            grid += tried
+            rows.append(row)
+            print(row, flush=True)
     report |= {"grid": grid, "results": rows}
     columns = [*rows[0], *(name for row in rows for name in row if name not in rows[0])]
     print_report(report, [{name: row.get(name) for name in dict.fromkeys(columns)} for row in rows])
