@@ -103,6 +103,7 @@ def main() -> None:
     torch.set_num_threads(1)
     dataset = mnist(root=options.root)
     options.root = "FOLDER"  # a path of this machine
+    report = header("robust", options, torch.device("cpu"))
     rows: list[dict[str, Any]] = []
     for name, aggregator in AGGREGATORS.items():
         row: dict[str, Any] = {"aggregator": name}
@@ -113,7 +114,7 @@ def main() -> None:
                 row["backdoor success"] = cell(successes)
         rows.append(row)
         print(row, flush=True)
-    report = {**header("robust", options, torch.device("cpu")), "results": rows}
+    report["results"] = rows
     print_report(report, rows)
     write_report(report, options.out)
 
