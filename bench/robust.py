@@ -34,6 +34,7 @@ from fedsim.robust import (
     trimmed_mean,
 )
 from fedsim.simulation import Simulation
+from fedsim.train.vectorized import VectorizedTrainer
 
 NUM_CLIENTS, NUM_ATTACKERS = 25, 5
 AGGREGATORS: dict[str, Aggregator] = {
@@ -67,6 +68,7 @@ def measure(
         server=ServerConfig(num_rounds=rounds, clients_per_round=NUM_CLIENTS),
         aggregator=aggregator,
         attack=attack,
+        trainer=partial(VectorizedTrainer, num_slots=NUM_CLIENTS),  # `auto` might choose another one each time
         seed=seed,
         device="cpu",
     )
@@ -95,12 +97,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True, help="folder with MNIST/raw")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, help="JSON file; default bench/results/robust.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
     dataset = mnist(root=options.root)
     options.root = "FOLDER"  # a path of this machine
+    report = header("robust", options, torch.device("cpu"))
     rows: list[dict[str, Any]] = []
     for name, aggregator in AGGREGATORS.items():
         row: dict[str, Any] = {"aggregator": name}
@@ -111,7 +114,7 @@ def main() -> None:
                 row["backdoor success"] = cell(successes)
         rows.append(row)
         print(row, flush=True)
-    report = {**header("robust", options, torch.device("cpu")), "results": rows}
+    report["results"] = rows
     print_report(report, rows)
     write_report(report, options.out)
 

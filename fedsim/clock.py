@@ -2,7 +2,9 @@
 
 A round asks more clients than it needs (over-selection) and ends when enough of them have reported, when all have
 reported or are lost, or at the deadline: Bonawitz et al. 2019, "Towards Federated Learning at Scale: System Design",
-section 2.2. Who comes later is a straggler, whose work is lost.
+section 2.2. Who comes later is a straggler, whose work is lost; or, with `partial_work`, who would come after the
+deadline stops in time and sends what it has: Li et al. 2020, "Federated Optimization in Heterogeneous Networks",
+section 3.2.
 """
 
 import math
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedsim.config import LocalConfig, ServerConfig
-from fedsim.devices import Devices, samples_trained
+from fedsim.devices import Devices, samples_trained, steps_taken
 from fedsim.sampling import cohort_size
 
 # A round that nobody reports in is tried again, so often.
@@ -29,12 +31,14 @@ class Outcome:
         seconds: from the server's request to the end of the round, attempts that failed included.
         started: clients that were sent the model.
         lost: clients among them that gave up before the round ended.
+        max_steps: (m,) int64: local steps after which those who reported have stopped; None: all took all of theirs.
     """
 
     reported: np.ndarray
     seconds: float
     started: int
     lost: int
+    max_steps: np.ndarray | None = None
 
     @property
     def stragglers(self) -> int:
@@ -52,6 +56,8 @@ class Clock:
         download_bytes, upload_bytes: to and from each client in a round.
         wanted: reports that end a round; None: all.
         deadline: virtual seconds after which a round ends; None: it waits.
+        steps: (C,) int64 local steps of each client in a round, if who would miss the deadline sends what it has done;
+            None: it sends nothing.
         seconds: virtual time so far; the only thing that changes, and part of checkpoints.
     """
 
@@ -61,6 +67,7 @@ class Clock:
     upload_bytes: int
     wanted: int | None = None
     deadline: float | None = None
+    steps: np.ndarray | None = None
     seconds: float = 0.0
 
     def round(self, round: int, cohort: np.ndarray) -> Outcome:
@@ -84,6 +91,9 @@ class Clock:
                 download_bytes=self.download_bytes,
                 upload_bytes=self.upload_bytes,
             )
+            taken = None
+            if self.steps is not None:
+                taken, duration = self._cut(clients, occasion, duration)
             gives_up = self.devices.gives_up(clients, occasion)
             reports = np.isinf(gives_up)
             ends = np.where(reports, duration, duration * np.minimum(gives_up, 1))
@@ -98,13 +108,39 @@ class Clock:
             started += len(clients)
             lost += int((~reports & (ends <= end)).sum())
             if len(in_time):
-                reported = np.sort(clients[in_time])
-                return Outcome(reported=reported, seconds=seconds, started=started, lost=lost)
+                in_time = np.sort(in_time)
+                return Outcome(
+                    reported=clients[in_time],
+                    seconds=seconds,
+                    started=started,
+                    lost=lost,
+                    max_steps=None if taken is None else taken[in_time],
+                )
         limit = "" if self.deadline is None else f" within server.deadline={self.deadline} virtual seconds"
         raise ValueError(
             f"round {round}: none of {len(cohort)} clients reported{limit} in {_MAX_ATTEMPTS} attempts; look at the "
             "devices' availability and dropout, raise the deadline, or sample more clients"
         )
+
+    def _cut(self, clients: np.ndarray, occasion: int, duration: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Steps that clients (m,) take, and the seconds until they report, if they stop for the deadline.
+
+        A client's steps are taken to last alike. One that has not a single step done in time does not stop.
+        """
+        assert self.deadline is not None
+        assert self.steps is not None
+        moving = self.devices.seconds(
+            clients,
+            occasion,
+            np.zeros(len(clients)),
+            download_bytes=self.download_bytes,
+            upload_bytes=self.upload_bytes,
+        )
+        whole, late = self.steps[clients], duration > self.deadline
+        done = np.zeros(len(clients))
+        np.divide(whole * (self.deadline - moving), duration - moving, out=done, where=late & (duration > moving))
+        stops = done >= 1
+        return np.where(stops, done.astype(np.int64), whole), np.where(stops, self.deadline, duration)
 
     def state_dict(self) -> dict[str, Tensor]:
         """For a checkpoint."""
@@ -164,4 +200,5 @@ def make_clock(
         upload_bytes=upload_bytes,
         wanted=cohort_size(config.clients_per_round, len(sizes)) if config.over_selection > 1 else None,
         deadline=config.deadline,
+        steps=steps_taken(sizes, local) if config.partial_work else None,
     )

@@ -144,6 +144,8 @@ class ServerConfig:
             devices.
         deadline: virtual seconds after which a round ends with those who have reported; None: it waits. It needs
             devices.
+        partial_work: who is still at work when the deadline comes near sends the steps that it has taken by then (Li et
+            al. 2020, "Federated Optimization in Heterogeneous Networks", section 3.2), in the place of nothing.
         num_groups: hierarchical FedAvg's groups; client c belongs to group c modulo num_groups.
         group_rounds: rounds of a group among itself before each global round; 1: plain rounds, without groups.
         schedule: of the server's learning rate: a factor on how far a round moves the global parameters.
@@ -156,6 +158,7 @@ class ServerConfig:
     evaluate_every: int = 10
     over_selection: float = 1.0
     deadline: float | None = None
+    partial_work: bool = False
     num_groups: int = 1
     group_rounds: int = 1
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -167,6 +170,8 @@ class ServerConfig:
             raise ValueError(f"server.over_selection must be at least 1, got {self.over_selection}")
         if self.deadline is not None and not self.deadline > 0:
             raise ValueError(f"server.deadline must be positive or null, got {self.deadline}")
+        if self.partial_work and self.deadline is None:
+            raise ValueError("server.partial_work has no effect without server.deadline, before which it is sent")
         if self.num_rounds < 1:
             raise ValueError(f"server.num_rounds must be at least 1, got {self.num_rounds}")
         if self.evaluate_every < 0:

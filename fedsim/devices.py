@@ -120,6 +120,10 @@ class Devices:
         """(m,) bool: who can start when asked in this round."""
         return self._uniform("available", clients, round) < self.availability[clients]
 
+    def there(self, round: int) -> Numbers:
+        """(n,) int64, sorted: all clients that can start when asked in this round."""
+        return np.flatnonzero(self.available(np.arange(len(self.availability)), round))
+
     def gives_up(self, clients: Numbers, round: int) -> Numbers:
         """(m,): after which share of its time a client is lost, in (0, 1); inf for one that reports."""
         lost = self._uniform("dropout", clients, round) < self.dropout[clients]
@@ -238,6 +242,14 @@ def samples_trained(sizes: Numbers, local: LocalConfig) -> Numbers:
     batch = np.maximum(batch, 1)
     passes, steps = np.divmod(local.num_steps, np.maximum(-(-sizes // batch), 1))
     return passes * sizes + np.minimum(steps * batch, sizes)
+
+
+def steps_taken(sizes: Numbers, local: LocalConfig) -> Numbers:
+    """(m,) int64: local steps of clients of these sizes in a round."""
+    if local.num_steps is not None:
+        return np.full_like(sizes, local.num_steps)
+    batch = np.maximum(sizes, 1) if local.batch_size is None else local.batch_size
+    return -(-sizes // batch) * local.num_epochs
 
 
 def _uniform(seed: int, purpose: str, *counters: Numbers | int) -> Numbers:

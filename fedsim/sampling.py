@@ -24,10 +24,12 @@ class Population:
         sizes: (C,) int64 training samples of each client.
         losses: clients (n,) -> (n,) float64 mean loss of the current global model on each one's training samples.
             None where nobody can tell.
+        there: round -> (n,) int64, sorted: the clients whose devices can start in it. None without devices.
     """
 
     sizes: np.ndarray
     losses: Callable[[np.ndarray], np.ndarray] | None = None
+    there: Callable[[int], np.ndarray] | None = None
 
     @property
     def num_clients(self) -> int:
@@ -161,7 +163,8 @@ def available(
     amplitude: float = 0.4,
     period: int = 24,
 ) -> Sampler:
-    """Uniform among the clients that are there, and these come and go with the time of their day.
+    """Uniform among the clients that are there, and these come and go with the time of their day: for runs without
+    devices, which have an availability of their own (`present`).
 
     In round t client c is there with probability mean + amplitude sin(2 pi (t / period + phase_c)), where the phase is
     the client's own, uniform. If fewer are there than are asked for, all of them take part.
@@ -172,10 +175,15 @@ def available(
         period: rounds of a day.
 
     Raises:
-        ValueError: in a round in which nobody is there.
+        ValueError: there are devices; or, in a round, nobody is there.
     """
     num_clients = population.num_clients
     size = cohort_size(clients_per_round, num_clients)
+    if population.there is not None:
+        raise ValueError(
+            "sampler=available and the devices would disagree on who is there; use sampler=present, which asks the "
+            "devices, or devices=none"
+        )
     if mean < abs(amplitude) or mean + abs(amplitude) > 1:
         raise ValueError(
             f"sampler.mean={mean} and sampler.amplitude={amplitude}: mean - amplitude and mean + amplitude must be in "
@@ -189,11 +197,25 @@ def available(
         phase = _unit(counter_hash(seed, "phase", clients))
         chance = mean + amplitude * np.sin(2 * np.pi * (round / period + phase))
         there = clients[_unit(counter_hash(seed, "available", round, clients)) < chance]
-        if len(there) == 0:
-            raise ValueError(f"round {round}: no client is available; raise sampler.mean or take more clients")
-        size_now = min(size, len(there))
-        chosen = stream(seed, "cohort", round).choice(len(there), size_now, replace=False, shuffle=False)
-        return np.sort(there[chosen])
+        return _some_of(there, size, seed, round, "raise sampler.mean")
+
+    return sample
+
+
+def present(population: Population, clients_per_round: int | float) -> Sampler:
+    """Uniform among the clients with samples whose devices can start in this round (`Devices.available`), so that all
+    who are asked do start. If fewer are there than are asked for, all of them take part.
+
+    Raises:
+        ValueError: there are no devices; or, in a round, nobody is there.
+    """
+    size, who = cohort_size(clients_per_round, population.num_clients), population.there
+    if who is None:
+        raise ValueError("sampler=present asks the devices who is there: set devices, or use sampler=available")
+
+    def sample(seed: int, round: int) -> np.ndarray:
+        there = who(round)
+        return _some_of(there[population.sizes[there] > 0], size, seed, round, "raise devices.availability")
 
     return sample
 
@@ -219,6 +241,14 @@ def fixed(population: Population, clients_per_round: int | float, cohorts: Seque
         return rounds[(round - 1) % len(rounds)]
 
     return sample
+
+
+def _some_of(there: np.ndarray, size: int, seed: int, round: int, remedy: str) -> np.ndarray:
+    """At most `size` of the clients that are there, uniformly, sorted."""
+    if len(there) == 0:
+        raise ValueError(f"round {round}: no client is available; {remedy} or take more clients")
+    chosen = stream(seed, "cohort", round).choice(len(there), min(size, len(there)), replace=False, shuffle=False)
+    return np.sort(there[chosen])
 
 
 def _weighted(rng: np.random.Generator, sizes: np.ndarray, count: int) -> np.ndarray:

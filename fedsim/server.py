@@ -69,7 +69,9 @@ class Server:
         round = self.round + 1
         cohort = self.sampler(self.seed, round)
         outcome = None if self.clock is None else self.clock.round(round, cohort)
-        cohort = cohort if outcome is None else outcome.reported
+        max_steps = None
+        if outcome is not None:
+            cohort, max_steps = outcome.reported, outcome.max_steps
         if not self.sizes[cohort].any() and not (self.uplink and self.uplink.private):
             raise ValueError(f"round {round}: no client of the cohort has a training sample; sample more clients")
         state = self.state
@@ -77,7 +79,7 @@ class Server:
         if self.algorithm.prelude is not None:
             _, sums, state = self._step(round, cohort, state, self.algorithm.prelude)
             bytes_up += sums["bytes_up"]
-        update_norm, sums, self.state = self._step(round, cohort, state, self.algorithm)
+        update_norm, sums, self.state = self._step(round, cohort, state, self.algorithm, max_steps)
         self.round = round
         timing: Metrics = {}
         if self.clock is not None and outcome is not None:
@@ -120,7 +122,14 @@ class Server:
         """The server's vectors that clients see."""
         return {name: state[name] for name in self.algorithm.broadcast}
 
-    def _job(self, round: int, cohort: np.ndarray, state: ServerState, record: Algorithm) -> Job:
+    def _job(
+        self,
+        round: int,
+        cohort: np.ndarray,
+        state: ServerState,
+        record: Algorithm,
+        max_steps: np.ndarray | None = None,
+    ) -> Job:
         return Job(
             round=round,
             cohort=cohort,
@@ -128,6 +137,7 @@ class Server:
             broadcast=self._broadcast(state),
             scale=weight_scale(self._weight(cohort, state)),
             prelude=record is not self.algorithm,
+            max_steps=max_steps,
         )
 
     def next_job(self) -> Job:
@@ -139,7 +149,12 @@ class Server:
         raise ValueError("no client that has a training sample is ever drawn; sample more clients")
 
     def _step(
-        self, round: int, cohort: np.ndarray, state: ServerState, record: Algorithm
+        self,
+        round: int,
+        cohort: np.ndarray,
+        state: ServerState,
+        record: Algorithm,
+        max_steps: np.ndarray | None = None,
     ) -> tuple[float, Metrics, ServerState]:
         """Train the cohort and let the server step: the mean update's norm, sums of metrics, and the new state."""
         weight = self._weight(cohort, state)
@@ -147,7 +162,7 @@ class Server:
             assert self.uplink is not None
             partial = self.uplink.empty()
         else:
-            partial = self.transport.run_round(self._job(round, cohort, state, record))
+            partial = self.transport.run_round(self._job(round, cohort, state, record, max_steps))
         sums, size = partial.metrics, len(self.vector)
         if self.uplink is None:
             mean = partial.take_mean()

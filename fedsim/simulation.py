@@ -103,7 +103,10 @@ class Simulation:
         self.dataset, self.config, self.seed, self.algorithm, self.local = dataset, server, seed, algorithm, local
         self.model = build_model(dataset, model, seed=seed, device=device)
         self.examiner = Examiner(dataset, self.model, max_samples=evaluate.max_samples, seed=seed)
-        population = Population(sizes=dataset.train.sizes, losses=self._losses)
+        made = None if devices is None else devices(dataset.num_clients, dataset.client_ids, seed)
+        population = Population(
+            sizes=dataset.train.sizes, losses=self._losses, there=None if made is None else made.there
+        )
         drawn = sampler(population, clients_asked(server, dataset.num_clients))
         self.uplink: Uplink | None = None
         if aggregator != mean() or transforms or attack is not None:
@@ -118,7 +121,7 @@ class Simulation:
                     "processes nor groups send yet: use transport=inprocess and server.group_rounds=1"
                 )
             self.uplink = Uplink(
-                transforms=transforms,
+                transforms=[t if t.fit is None else t.fit(self.model.layout) for t in transforms],
                 aggregator=aggregator,
                 attack=attack,
                 sampler=drawn,
@@ -132,8 +135,9 @@ class Simulation:
         if self.choice is not None:
             set_threads(self.choice.num_threads)
         self.own = InProcess(self._make_trainer(), dataset.train, local, seed=seed)
-        made = None if devices is None else devices(dataset.num_clients, dataset.client_ids, seed)
         down, up = traffic(algorithm, self.model)
+        if transforms and self.uplink is not None:
+            up = self.uplink.bytes_per_update
         begin = {
             "draw": lambda i: draw_model(model, dataset, seed, i).to(self.model.device),
             "schedule": server.schedule,
@@ -375,6 +379,11 @@ def _check_transport(algorithm: Algorithm, server: ServerConfig, *, elsewhere: b
         raise ValueError(
             f"server.group_rounds={server.group_rounds} needs an algorithm of rounds whose clients send their update "
             f"and nothing else; {algorithm.name} does more: set group_rounds=1"
+        )
+    if server.partial_work and (elsewhere or server.group_rounds > 1):
+        raise ValueError(
+            "server.partial_work tells each client when to stop, which neither other processes nor groups learn yet: "
+            "use transport=inprocess and server.group_rounds=1"
         )
     if elsewhere and algorithm.asynchronous is not None:
         raise ValueError(

@@ -1,15 +1,20 @@
 """The clock of synchronous rounds, against schedules worked out by hand."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 import fedsim
+from fedsim.algorithms import fednova
 from fedsim.clock import Clock, clients_asked
 from fedsim.config import LocalConfig, ServerConfig
 from fedsim.devices import Devices, drawn
 from fedsim.models import logistic
 from fedsim.sampling import Population, uniform
 from fedsim.train.serial import SerialTrainer
+from fedsim.train.vectorized import VectorizedTrainer
+from fedsim.transforms import qsgd
 
 
 def fixed(seconds: list[float], *, availability: float = 1.0, dropout: list[float] | float = 0.0) -> Devices:
@@ -54,6 +59,35 @@ def test_a_round_ends_when_it_should(settings, reported, seconds):
     assert outcome.reported.tolist() == reported
     assert outcome.seconds == seconds
     assert (outcome.started, outcome.lost, outcome.stragglers) == (5, 0, 5 - len(reported))
+
+
+@pytest.mark.parametrize(
+    ("settings", "reported", "max_steps", "seconds"),
+    [
+        # of 8 steps, client 0 has taken 5 after 2.5 of its 4 seconds, and client 2 has taken 6.67 of 3 seconds' steps
+        ({"deadline": 2.5}, [0, 1, 2, 3, 4], [5, 8, 6, 8, 8], 2.5),
+        ({"deadline": 9.0}, [0, 1, 2, 3, 4], [8] * 5, 4.0),
+        ({"deadline": 0.3}, [1, 3, 4], [2, 2, 1], 0.3),  # clients 0 and 2 have not even one of theirs
+        ({"deadline": 2.5, "wanted": 3}, [1, 3, 4], [8, 8, 8], 2.0),  # ends before the deadline
+        ({"deadline": 2.5, "wanted": 4}, [0, 1, 3, 4], [5, 8, 8, 8], 2.5),  # 0 and 2 report at once: the lower number
+    ],
+)
+def test_who_would_be_late_sends_what_it_has(settings, reported, max_steps, seconds):
+    outcome = clock(SECONDS, steps=np.full(5, 8), **settings).round(1, EVERYBODY)
+    assert outcome.reported.tolist() == reported
+    assert outcome.max_steps.tolist() == max_steps
+    assert outcome.seconds == seconds
+    assert outcome.stragglers == 5 - len(reported)
+
+
+def test_sending_takes_its_time_from_the_work_before_the_deadline():
+    """A second for the model and half a second for the update: of 2.5 s there is 1 s to train, half of the steps."""
+    devices = drawn(1, range(1), 0, samples_per_second=1.0, download=100.0, upload=20.0)
+    c = Clock(
+        devices=devices, work=np.array([2]), download_bytes=100, upload_bytes=10, deadline=2.5, steps=np.array([8])
+    )
+    outcome = c.round(1, np.arange(1))
+    assert (outcome.max_steps.tolist(), outcome.seconds) == ([4], 2.5)
 
 
 def test_lost_clients_are_not_waited_for():
@@ -155,6 +189,41 @@ def test_only_clients_in_time_change_the_model(make_dataset):
     assert timed["update_norm"].tolist() == chosen["update_norm"].tolist()
     assert timed["virtual_seconds"].tolist() == [8.0, 16.0, 24.0, 32.0]
     assert timed["stragglers"].tolist() == [3] * 4
+
+
+@pytest.mark.parametrize("trainer", [SerialTrainer, partial(VectorizedTrainer, num_slots=2)])
+def test_partial_work_is_that_of_fewer_steps(make_dataset, trainer):
+    """Eight samples of a second each in four steps, and five seconds: two steps, wherever a client's time goes."""
+
+    def one_a_second(num_clients, client_ids, seed):
+        return fixed([1.0] * num_clients)
+
+    dataset, batches = make_dataset([8] * 4), {"batch_size": 2, "learning_rate": 0.1}
+    settings = {"trainer": trainer, "algorithm": fednova()}
+    server = {"deadline": 5.0, "partial_work": True}
+    late = simulate(dataset, devices=one_a_second, server=server, local=LocalConfig(**batches), **settings)
+    short = simulate(dataset, local=LocalConfig(num_steps=2, **batches), **settings)
+    same = ["train_loss", "update_norm", "clients", "samples"]
+    assert late[same].equals(short[same])
+    assert late["virtual_seconds"].tolist() == [5.0, 10.0, 15.0, 20.0]
+    assert late["stragglers"].tolist() == [0] * 4
+
+
+def test_partial_work_needs_a_deadline_and_one_process(make_dataset):
+    with pytest.raises(ValueError, match=r"partial_work has no effect without server\.deadline"):
+        ServerConfig(partial_work=True)
+    server = {"deadline": 1.0, "partial_work": True, "group_rounds": 2}
+    with pytest.raises(ValueError, match=r"use transport=inprocess and server\.group_rounds=1"):
+        simulate(make_dataset([4] * 4), devices=partial(drawn, upload=1.0), server=server)
+
+
+def test_what_transforms_save_is_saved_on_the_clock(make_dataset):
+    """52 parameters: 208 bytes down at 1000 a second; up, 8 bits each and a norm of 4 bytes at 7 a second."""
+    frame = simulate(
+        make_dataset([8] * 4), devices=partial(drawn, download=1000.0, upload=7.0), transforms=[qsgd(num_bits=8)]
+    )
+    assert np.diff(frame["virtual_seconds"], prepend=0) == pytest.approx([0.208 + 56 / 7] * 4)
+    assert frame["bytes_up"].tolist() == [3 * 56] * 4
 
 
 @pytest.mark.parametrize("settings", [{"over_selection": 1.5}, {"deadline": 3.0}])

@@ -161,6 +161,8 @@ def test_every_option_of_every_group_runs(fedsim, tmp_path, mnist_root, leaf_roo
         arguments.append("server.clients_per_round=6")
         if option == "bulyan":
             arguments.append("aggregator.num_attackers=0")
+    if option == "present":
+        arguments.append("devices=phones")
     if option == "fixed":
         arguments.append("sampler.cohorts=[[0,3]]")
     if f"{group}={option}" == "transforms=gaussian":

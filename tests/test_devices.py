@@ -5,7 +5,7 @@ import pytest
 
 from fedsim.config import LocalConfig
 from fedsim.data.federated import Split
-from fedsim.devices import Choice, Devices, LogNormal, Uniform, drawn, samples_trained, trace
+from fedsim.devices import Choice, Devices, LogNormal, Uniform, drawn, samples_trained, steps_taken, trace
 from fedsim.train.plan import make_plan
 
 ALL = np.arange(20_000)
@@ -77,12 +77,13 @@ def test_every_draw_is_a_function_of_seed_client_and_round():
         LocalConfig(num_steps=3, batch_size=None),
     ],
 )
-def test_samples_trained_are_those_of_the_plan(local):
+def test_samples_and_steps_are_those_of_the_plan(local):
     sizes = np.array([1, 3, 4, 5, 11, 24])
     split = Split(inputs=np.zeros(48), targets=np.zeros(48), offsets=np.append(0, np.cumsum(sizes)))
     for client, expected in enumerate(samples_trained(sizes, local)):
         plan = make_plan(split, np.array([client]), local, seed=0, round=1)
         assert plan.counts.sum() == expected
+        assert plan.steps.tolist() == [steps_taken(sizes, local)[client]]
 
 
 def test_a_trace_names_its_clients_in_any_order(tmp_path):

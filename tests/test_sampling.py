@@ -1,9 +1,13 @@
 """Cohorts: functions of (seed, round), drawn by the law that was asked for, of the size that was asked for."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
+import fedsim
 from fedsim.config import ServerConfig
+from fedsim.devices import drawn
 from fedsim.models import logistic
 from fedsim.sampling import (
     Population,
@@ -12,11 +16,13 @@ from fedsim.sampling import (
     fixed,
     poisson,
     power_of_choice,
+    present,
     round_robin,
     uniform,
     weighted,
 )
 from fedsim.simulation import Simulation
+from fedsim.train.serial import SerialTrainer
 
 
 def clients(num_clients, **options):
@@ -135,6 +141,31 @@ def test_available_draws_among_those_that_are_there():
         nobody(0, 4)
 
 
+def test_present_asks_the_devices_so_that_all_who_are_asked_start(make_dataset):
+    """Of 200 clients a fifth is there; client 7 has no sample. Over the rounds each of the others comes."""
+    sizes = np.ones(200, np.int64)
+    sizes[7] = 0
+    devices = drawn(200, range(200), 3, availability=0.2)
+    sample = present(Population(sizes=sizes, there=devices.there), 10)
+    seen = [sample(0, r) for r in range(1, 400)]
+    assert all(devices.available(cohort, r).all() for r, cohort in enumerate(seen, 1))
+    assert set(np.concatenate(seen)) == set(range(200)) - {7}
+    few = present(Population(sizes=sizes, there=devices.there), 200)(0, 5)
+    assert few.tolist() == [c for c in devices.there(5) if c != 7]
+
+    frame = fedsim.simulate(
+        make_dataset([4] * 30),
+        logistic,
+        server=ServerConfig(num_rounds=6, clients_per_round=5, evaluate_every=0),
+        devices=partial(drawn, availability=0.5),
+        sampler=present,
+        trainer=SerialTrainer,
+        device="cpu",
+        progress=False,
+    )
+    assert frame["started"].tolist() == frame["clients"].tolist() == [5] * 6
+
+
 def test_a_fixed_list_is_gone_through_again_and_again():
     sample = fixed(clients(5), 2, cohorts=[[3, 1], [4]])
     assert [sample(0, r).tolist() for r in (1, 2, 3)] == [[1, 3], [4], [1, 3]]
@@ -168,6 +199,12 @@ def test_impossible_cohorts_are_refused(asked, message):
         (lambda: power_of_choice(clients(5), 3), "needs a population that can tell"),
         (lambda: available(clients(5), 3, mean=0.2, amplitude=0.4), "they are probabilities"),
         (lambda: available(clients(5), 3, period=0), "period must be at least 1"),
+        (lambda: available(clients(5, there=np.arange), 3), "would disagree on who is there; use sampler=present"),
+        (lambda: present(clients(5), 3), "set devices, or use sampler=available"),
+        (
+            lambda: present(clients(5, there=lambda round: np.array([], int)), 3)(0, 2),
+            r"round 2: no client is available; raise devices\.availability",
+        ),
         (lambda: fixed(clients(5), 2), "needs sampler.cohorts"),
         (lambda: fixed(clients(5), 2, [[1, 5]]), "clients are 0 to 4"),
         (lambda: fixed(clients(5), 2, [[1, 1]]), "names a client twice"),

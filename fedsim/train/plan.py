@@ -59,6 +59,7 @@ def make_plan(
     round: int,
     num_slots: int = 1,
     prelude: bool = False,
+    max_steps: np.ndarray | None = None,
 ) -> Plan:
     """Plan a round.
 
@@ -70,12 +71,14 @@ def make_plan(
         round: the round, from 1.
         num_slots: K, clients that train side by side; 1 is the serial trainer.
         prelude: plan one pass over each client's samples, whatever `local` says of epochs and steps.
+        max_steps: (m,) steps after which each client of the cohort stops, at least 1; None: none stops early.
 
     Raises:
         ValueError: no client of the cohort has a sample.
     """
     assert split.offsets is not None, "a partition must be applied before clients can train"
-    cohort = cohort[split.offsets[cohort + 1] > split.offsets[cohort]]
+    able = split.offsets[cohort + 1] > split.offsets[cohort]
+    cohort, max_steps = cohort[able], None if max_steps is None else max_steps[able]
     if len(cohort) == 0:
         raise ValueError(f"round {round}: no client of the cohort has a training sample; sample more clients")
     sizes = split.offsets[cohort + 1] - split.offsets[cohort]
@@ -88,6 +91,8 @@ def make_plan(
     elif local.straggler_share:
         work = _work(cohort, local.num_steps or local.num_epochs, local.straggler_share, seed, round)
         steps = work * steps_per_epoch if local.num_steps is None else work
+    if max_steps is not None:
+        steps = np.minimum(steps, max_steps[longest_first])
     slot, start = _assign(steps, min(num_slots, len(cohort)))
 
     num_epochs = -(-steps // steps_per_epoch)

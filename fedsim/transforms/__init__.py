@@ -2,6 +2,7 @@
 
 from fedsim.transforms.base import Closing, Sending, Transform, Wire
 from fedsim.transforms.clip import adaptive_clip, clip
+from fedsim.transforms.low_rank import low_rank
 from fedsim.transforms.noise import gaussian, local_gaussian
 from fedsim.transforms.quantise import qsgd, sign
 from fedsim.transforms.sparsify import random_k, top_k
@@ -15,6 +16,7 @@ __all__ = [
     "clip",
     "gaussian",
     "local_gaussian",
+    "low_rank",
     "qsgd",
     "random_k",
     "sign",

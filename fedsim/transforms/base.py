@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fedsim.rng import torch_stream
+from fedsim.vector import Layout
 
 State = dict[str, Tensor]
 """What the server keeps for a transform from round to round; part of a checkpoint."""
@@ -29,6 +30,7 @@ class Wire:
         value_bits: bits of each of them.
         index_bytes: to say which elements they are; 0 where all are sent or where the receiver knows.
         extra_bytes: numbers sent beside the values, such as a norm.
+        is_factored: the values are factors, of whose product nothing can be chosen or rounded any more.
     """
 
     size: int
@@ -37,6 +39,7 @@ class Wire:
     value_bits: int
     index_bytes: int = 0
     extra_bytes: int = 0
+    is_factored: bool = False
 
     @classmethod
     def dense(cls, size: int, dtype: torch.dtype) -> "Wire":
@@ -46,7 +49,9 @@ class Wire:
 
     def as_dense(self) -> "Wire":
         """The same update once it has been made dense again."""
-        return replace(self, num_values=self.size, value_bits=self.dtype_bits, index_bytes=0, extra_bytes=0)
+        return replace(
+            self, num_values=self.size, value_bits=self.dtype_bits, index_bytes=0, extra_bytes=0, is_factored=False
+        )
 
     @property
     def is_sparse(self) -> bool:
@@ -155,6 +160,8 @@ class Transform:
         local_noise_multiplier: as `noise_multiplier`, of the noise on each row.
         delta: of (epsilon, delta); None: C ** -1.1 for C clients.
         figures: (state, sums) -> metrics of the round.
+        fit: layout -> this transform for the model of that layout, where it needs to know where tensors lie; it is
+            used in the place of this one. None: it does not.
     """
 
     name: str
@@ -170,3 +177,4 @@ class Transform:
     local_noise_multiplier: float = 0.0
     delta: float | None = None
     figures: Callable[[State, dict[str, float]], dict[str, float]] = lambda state, sums: {}
+    fit: "Callable[[Layout], Transform] | None" = None

@@ -73,6 +73,8 @@ def qsgd(num_bits: int = 8, bucket_size: int | None = None) -> Transform:
         return dequantise(levels, norms, num_levels, size)
 
     def wire(wire: Wire) -> Wire:
+        if wire.is_factored:
+            raise ValueError("transforms.qsgd cannot follow low_rank, which sends factors and not elements")
         buckets = -(-wire.size // (bucket_size or wire.size))
         extra = wire.extra_bytes + buckets * wire.dtype_bits // 8
         return replace(wire, value_bits=num_bits, extra_bytes=extra)

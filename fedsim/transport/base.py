@@ -25,6 +25,7 @@ class Job:
         prelude: whether this is the pass that goes before the round's training (`Algorithm.prelude`).
         num_groups: client c belongs to group c modulo num_groups.
         group_rounds: rounds among themselves that the clients of a group do; 1 is a plain round, without groups.
+        max_steps: (m,) int64 local steps after which each client stops; None: none stops early.
     """
 
     round: int
@@ -35,10 +36,12 @@ class Job:
     prelude: bool = False
     num_groups: int = 1
     group_rounds: int = 1
+    max_steps: np.ndarray | None = None
 
     def part(self, chosen: np.ndarray) -> "Job":
         """The same for some clients: indices into the cohort, or a mask."""
-        return replace(self, cohort=self.cohort[chosen], sizes=self.sizes[chosen])
+        max_steps = None if self.max_steps is None else self.max_steps[chosen]
+        return replace(self, cohort=self.cohort[chosen], sizes=self.sizes[chosen], max_steps=max_steps)
 
     def groups(self) -> list["Job"]:
         """One job for each group that has a client with samples."""

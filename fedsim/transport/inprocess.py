@@ -37,6 +37,7 @@ class InProcess:
                 round=job.round,
                 num_slots=self.trainer.num_slots,
                 prelude=job.prelude,
+                max_steps=job.max_steps,
             )
             try:
                 return self.trainer.train(plan, job.broadcast, job.scale)

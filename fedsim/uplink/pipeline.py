@@ -23,6 +23,7 @@ class Pipeline:
     """
 
     def __init__(self, transforms: Sequence[Transform], *, size: int, like: Tensor, seed: int) -> None:
+        assert all(transform.fit is None for transform in transforms), "transforms are fitted to the model before"
         self.transforms, self.seed = list(transforms), seed
         self.purposes = [f"transform.{i}.{t.name}" for i, t in enumerate(self.transforms)]
         self.states: list[State] = [t.server_init() for t in self.transforms]

@@ -33,9 +33,10 @@ VARIANTS = {
 }
 SIZES = [7, 12, 10, 1, 16, 8, 18]
 LOCAL = LocalConfig(batch_size=5, num_epochs=2, learning_rate=0.05, momentum=0.5, weight_decay=1e-3)
-# One trace serves them all, for the model and the sizes of minibatches are the same: it is most of a small run's time.
-TRACES = {}
-CLOSE = {"atol": 1e-9, "rtol": 1e-8}
+# One trace serves all of a dtype, for the model and the sizes of minibatches are the same: it is most of a small run's
+# time.
+TRACES = {torch.float64: {}, torch.float32: {}}
+CLOSE = {torch.float64: {"atol": 1e-9, "rtol": 1e-8}, torch.float32: {"atol": 1e-5, "rtol": 1e-5}}
 
 
 class Small(nn.Module):
@@ -44,7 +45,6 @@ class Small(nn.Module):
     def __init__(self, shape, num_classes):
         super().__init__()
         self.body, self.norm, self.head = nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, num_classes)
-        self.double()
 
     def forward(self, x):
         x = self.body(x.view(len(x), -1, 4)).transpose(1, 2)
@@ -63,14 +63,13 @@ CASES = [case for case in (*NAMES, *VARIANTS) if algorithm(case).asynchronous is
 @pytest.fixture
 def build(make_dataset):
     dataset = make_dataset(SIZES, seed=4)
-    train = dataclasses.replace(dataset.train, inputs=dataset.train.inputs.double())
-    # the clients are also evaluated on their own samples
-    dataset = dataclasses.replace(dataset, train=train, test=None)
 
-    def make(case, trainer=SerialTrainer):
+    def make(case, trainer=SerialTrainer, dtype=torch.float64):
+        train = dataclasses.replace(dataset.train, inputs=dataset.train.inputs.to(dtype))
         simulation = Simulation(
-            dataset,
-            Small,
+            # the clients are also evaluated on their own samples
+            dataclasses.replace(dataset, train=train, test=None),
+            lambda shape, classes: Small(shape, classes).to(dtype),
             local=LOCAL,
             algorithm=algorithm(case),
             server=ServerConfig(num_rounds=3, clients_per_round=5, evaluate_every=0),
@@ -79,7 +78,7 @@ def build(make_dataset):
             device="cpu",
         )
         if isinstance(simulation.trainer, VectorizedTrainer):
-            simulation.trainer.functions = TRACES
+            simulation.trainer.functions = TRACES[dtype]
         return simulation
 
     return make
@@ -102,18 +101,19 @@ def same(one, two):
     return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("case", CASES)
-def test_clients_side_by_side_are_clients_one_by_one(build, case):
-    serial = build(case)
+def test_clients_side_by_side_are_clients_one_by_one(build, case, dtype):
+    serial = build(case, dtype=dtype)
     losses = train(serial)
     assert serial.server.vector.isfinite().all()
     expected = everything(serial)
-    other = build(case, partial(VectorizedTrainer, num_slots=3))
-    assert train(other) == pytest.approx(losses, rel=1e-9)
+    other = build(case, partial(VectorizedTrainer, num_slots=3), dtype)
+    assert train(other) == pytest.approx(losses, rel=1e-9 if dtype == torch.float64 else 1e-5)
     found = everything(other)
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, **CLOSE, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(found[name], tensor, **CLOSE[dtype], msg=lambda m, name=name: f"{name}: {m}")
 
 
 @pytest.mark.parametrize("case", CASES)

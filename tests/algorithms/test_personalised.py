@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from fedsim import algorithms
@@ -180,6 +181,46 @@ def test_layers_stay_or_are_averaged(make_problem, name):
     torch.testing.assert_close(simulation.server.vector, w, atol=1e-10, rtol=1e-8)
     for client, model in own(simulation).items():
         torch.testing.assert_close(model, torch.where(stays, kept.get(client, w), w), atol=1e-10, rtol=1e-8)
+
+
+class Normed(nn.Module):
+    """Two layers with BatchNorm between them."""
+
+    def __init__(self, shape, num_classes):
+        super().__init__()
+        self.body, self.norm, self.head = nn.Linear(12, 5), nn.BatchNorm1d(5), nn.Linear(5, num_classes)
+
+    def forward(self, x):
+        return self.head(self.norm(self.body(x)).relu())
+
+
+def test_fedbn_keeps_normalisation_and_its_statistics(make_problem):
+    """A loop over state dicts, with torch's own BatchNorm: what begins with `norm` stays, the rest is averaged."""
+    simulation, p = make_problem(algorithms.fedbn(), dataclasses.replace(LOCAL, batch_size=None), Normed)
+    everybody, module, kept = simulation.model.state_dict(simulation.server.vector), Normed((12,), 4).double(), {}
+    for t in range(1, ROUNDS + 1):
+        cohort, states = p.cohorts[t - 1], []
+        for i in cohort:
+            module.load_state_dict(everybody | kept.get(i, {}))
+            for x, y in p.batches(i, t):
+                module.zero_grad()
+                cross_entropy(module(x), y).backward()
+                for parameter in module.parameters():
+                    parameter.data -= ETA * parameter.grad
+            state = {name: value.clone() for name, value in module.state_dict().items()}
+            kept[i] = {name: value for name, value in state.items() if name.startswith("norm")}
+            states.append(state)
+        everybody |= {n: p.mean([s[n] for s in states], cohort) for n in everybody if not n.startswith("norm")}
+    for _ in range(ROUNDS):
+        simulation.server.run_round()
+    found = own(simulation)
+    assert set(found) == set(range(len(p.sizes)))
+    for client, model in found.items():
+        for name, value in simulation.model.state_dict(model).items():
+            if name != "norm.num_batches_tracked":  # a counter, which is nobody's
+                expected = (everybody | kept.get(client, {}))[name]
+                torch.testing.assert_close(value, expected, atol=1e-10, rtol=1e-8)
+    assert not torch.equal(kept[p.cohorts[0][0]]["norm.running_mean"], everybody["norm.running_mean"])
 
 
 def test_a_step_for_evaluation_is_taken_by_stragglers_too(make_problem):

@@ -19,7 +19,18 @@ from fedsim.sampling import poisson, round_robin
 from fedsim.simulation import Simulation
 from fedsim.train.serial import SerialTrainer
 from fedsim.train.vectorized import VectorizedTrainer
-from fedsim.transforms import Transform, adaptive_clip, clip, gaussian, local_gaussian, qsgd, random_k, sign, top_k
+from fedsim.transforms import (
+    Transform,
+    adaptive_clip,
+    clip,
+    gaussian,
+    local_gaussian,
+    low_rank,
+    qsgd,
+    random_k,
+    sign,
+    top_k,
+)
 
 SIZES = [7, 23, 10, 1, 31, 16, 40, 3, 12, 9]
 
@@ -62,6 +73,7 @@ WAYS = {
     "top_k, qsgd": {"transforms": [top_k(0.2), qsgd(6, 100)]},
     "random_k": {"transforms": [random_k(0.3, error_feedback=True)]},
     "sign": {"transforms": [sign()]},
+    "low_rank": {"transforms": [clip(5.0), low_rank(1)]},
     "median": {"aggregator": median()},
     "krum under attack": {"aggregator": krum(2), "attack": sign_flip(0.2)},
     "trimmed, little": {"aggregator": trimmed_mean(0.3, memory_mib=0.03), "attack": little_is_enough(0.4, z=1.0)},
