@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +102,11 @@ def drive(python: str, module: str, arguments: list[str], *, threads: int, limit
     )
     command = [python, "-m", f"peers.{module}", *arguments, "--threads", str(threads)]
     with tempfile.TemporaryFile("w+", errors="replace") as log:
-        process = subprocess.Popen(
-            command, cwd=BENCH, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
-        )
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log, "text": True}
+        try:
+            process = subprocess.Popen(command, cwd=BENCH, env=environment, **pipes)
+        except OSError as error:
+            raise Failed(f"the interpreter does not start: {error.strerror}") from error
         assert process.stdin is not None
         assert process.stdout is not None
         memory, told = Memory(process.pid), {}
@@ -115,8 +118,9 @@ def drive(python: str, module: str, arguments: list[str], *, threads: int, limit
             told |= json.loads(line.removeprefix("@bench "))
             if (event := told.pop("event", None)) is not None:
                 {"ready": memory.begin, "done": memory.end}[event]()
-                process.stdin.write("\n")
-                process.stdin.flush()
+                with suppress(BrokenPipeError):  # it has ended: told below
+                    process.stdin.write("\n")
+                    process.stdin.flush()
         code = process.wait()
         alarm.cancel()
         memory.stop.set()
