@@ -1,5 +1,10 @@
-"""FedLab: its StandalonePipeline with the serial FedAvg trainer and the server weighted by samples."""
+"""FedLab: its StandalonePipeline with the serial FedAvg trainer and handler.
 
+Version 1.3.0 averages clients with equal weights; as its documentation tells, two methods are overridden to weigh them
+by their samples.
+"""
+
+from collections.abc import Iterator
 from importlib.metadata import version
 
 import torch
@@ -12,6 +17,7 @@ except RuntimeError:  # a build for another PyTorch: declare the operators it mi
         missing.define(f"{name}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
 from fedlab.contrib.algorithm.fedavg import FedAvgSerialClientTrainer, FedAvgServerHandler
 from fedlab.core.standalone import StandalonePipeline
+from fedlab.utils import Aggregators, SerializationTool
 from peers.common import Rounds, Work, batches, clients, load, model, values
 
 
@@ -23,14 +29,21 @@ class Data:
         return batches(self.work, self.clients[id])
 
 
-class Cohorts:
-    """The sampler."""
+class Trainer(FedAvgSerialClientTrainer):
+    def train(self, model_parameters, train_loader):
+        return [*super().train(model_parameters, train_loader), torch.tensor(len(train_loader.dataset))]
 
-    def __init__(self, work: Work) -> None:
-        self.cohorts = iter(work.cohorts.tolist())
 
-    def sample(self, size: int) -> list[int]:
+class Handler(FedAvgServerHandler):
+    cohorts: Iterator[list[int]]
+
+    def sample_clients(self) -> list[int]:
         return next(self.cohorts)
+
+    def global_update(self, buffer) -> None:
+        parameters, sizes = zip(*buffer, strict=True)
+        mean = Aggregators.fedavg_aggregate(list(parameters), torch.stack(sizes))
+        SerializationTool.deserialize_model(self._model, mean)
 
 
 def main() -> None:
@@ -42,16 +55,12 @@ def main() -> None:
         def evaluate(self) -> None:  # called at the end of every round
             rounds.done()
 
-    trainer = FedAvgSerialClientTrainer(model(work), work.num_clients)
+    trainer = Trainer(model(work), work.num_clients)
     trainer.setup_dataset(Data(work))
     trainer.setup_optim(1, work.batch, work.rate)
-    handler = FedAvgServerHandler(
-        model(work),
-        len(work.cohorts),
-        num_clients=work.num_clients,
-        sample_ratio=work.cohorts.shape[1] / work.num_clients,
-        sampler=Cohorts(work),
-    )
+    share = (work.cohorts.shape[1] + 0.5) / work.num_clients  # FedLab rounds down
+    handler = Handler(model(work), len(work.cohorts), share)
+    handler.cohorts = iter(work.cohorts.tolist())
     rounds.ready()
     Pipeline(handler, trainer).main()
     rounds.finish(work, values(handler.model), version=f"{version('fedlab')}, torch {torch.__version__}")

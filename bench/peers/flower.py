@@ -4,6 +4,7 @@ Its start, with Ray's, is over when the first round begins: the memory of Ray's 
 """
 
 import os
+import time
 from importlib.metadata import version
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -27,7 +28,8 @@ def main() -> None:
         """Tells each node whose samples to train on, so that every system trains the same clients."""
 
         def configure_train(self, server_round, arrays, config, grid):
-            nodes = sorted(grid.get_node_ids())[:size]
+            while len(nodes := sorted(grid.get_node_ids())) < work.num_clients:  # they are still starting
+                time.sleep(0.1)
             if server_round == 1:
                 rounds.ready()
             return [
@@ -43,7 +45,7 @@ def main() -> None:
                     dst_node_id=node,
                     message_type=MessageType.TRAIN,
                 )
-                for node, client in zip(nodes, work.cohorts[server_round - 1].tolist(), strict=True)
+                for node, client in zip(nodes[:size], work.cohorts[server_round - 1].tolist(), strict=True)
             ]
 
         def aggregate_train(self, server_round, replies):

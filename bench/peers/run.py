@@ -10,6 +10,8 @@ documented way, which its driver bench/peers/NAME.py states. naive and fedsim ru
 One process tree after another, on as many cores as --threads. Seconds are medians over the rounds without the first;
 `start_mib` is resident memory when imports, samples and model are there, `peak_mib` its peak until the last round is
 over, both summed over the process tree (pages that processes share count in each), looked at every 10 ms from outside.
+`elsewhere` is how many cores other programs, or other guests of the host, took meanwhile: 0 on a quiet machine. They
+only ever slow a round down, so `best_samples_per_second`, of the fastest round, is what the ratios compare.
 
 --check trains without shuffling instead and says how far each ends from naive: the distance of the two models in units
 of the way that naive has gone. FedJAX is compared with a naive loop that fills up last minibatches as it does.
@@ -22,6 +24,8 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,22 +52,37 @@ class Failed(Exception):
     """A driver ended early; the message is the last line that it wrote."""
 
 
-class Memory:
-    """Resident bytes of a process and its descendants."""
+class Watch:
+    """Resident bytes of a process and its descendants, and the cores that all others took."""
 
     def __init__(self, pid: int) -> None:
         self.root, self.stop = psutil.Process(pid), threading.Event()
         self.start = self.peak = 0
+        self.elsewhere = 0.0
         self.thread = threading.Thread(target=self._watch, daemon=True)
 
     def begin(self) -> None:
         self._find()
         self.start = self.peak = self._now()
+        self.begun, self.others = time.perf_counter(), self._others()
         self.thread.start()
 
     def end(self) -> None:
         self._look()
         self.stop.set()
+        self._find()
+        self.elsewhere = (self._others() - self.others) / (time.perf_counter() - self.begun)
+
+    def _others(self) -> float:
+        """Seconds that processors have spent on other work than this tree's, since whenever."""
+        spent = psutil.cpu_times()._asdict()
+        # what guests take is part of user and nice
+        busy = sum(seconds for what, seconds in spent.items() if what not in ("idle", "iowait", "guest", "guest_nice"))
+        for process in [psutil.Process(), *self.tree]:
+            with suppress(psutil.Error):
+                mine = process.cpu_times()
+                busy -= mine.user + mine.system
+        return busy
 
     def _find(self) -> None:
         self.tree = [self.root, *self.root.children(recursive=True)]
@@ -101,12 +120,14 @@ def drive(python: str, module: str, arguments: list[str], *, threads: int, limit
     )
     command = [python, "-m", f"peers.{module}", *arguments, "--threads", str(threads)]
     with tempfile.TemporaryFile("w+", errors="replace") as log:
-        process = subprocess.Popen(
-            command, cwd=BENCH, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
-        )
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log, "text": True}
+        try:
+            process = subprocess.Popen(command, cwd=BENCH, env=environment, **pipes)
+        except OSError as error:
+            raise Failed(f"the interpreter does not start: {error.strerror}") from error
         assert process.stdin is not None
         assert process.stdout is not None
-        memory, told = Memory(process.pid), {}
+        watch, told = Watch(process.pid), {}
         alarm = threading.Timer(limit, process.kill)
         alarm.start()
         for line in process.stdout:
@@ -114,16 +135,18 @@ def drive(python: str, module: str, arguments: list[str], *, threads: int, limit
                 continue
             told |= json.loads(line.removeprefix("@bench "))
             if (event := told.pop("event", None)) is not None:
-                {"ready": memory.begin, "done": memory.end}[event]()
-                process.stdin.write("\n")
-                process.stdin.flush()
+                {"ready": watch.begin, "done": watch.end}[event]()
+                with suppress(BrokenPipeError):  # it has ended: told below
+                    process.stdin.write("\n")
+                    process.stdin.flush()
         code = process.wait()
         alarm.cancel()
-        memory.stop.set()
+        watch.stop.set()
         if code != 0 or "seconds" not in told:
             log.seek(0)
             raise Failed(f"exit code {code}: {(log.read().strip().splitlines() or ['no word'])[-1]}")
-    return {"start_mib": round(memory.start / 2**20), "peak_mib": round(memory.peak / 2**20), **told}
+    found = {"start_mib": round(watch.start / 2**20), "peak_mib": round(watch.peak / 2**20)}
+    return {**found, "elsewhere": round(max(0.0, watch.elsewhere), 2), **told}
 
 
 def systems(options: argparse.Namespace, name: str) -> list[tuple[str, str, str]]:
@@ -145,7 +168,7 @@ def time_all(name: str, folder: Path, options: argparse.Namespace) -> list[dict[
     """A row for each system, with ratios to naive and to the limit."""
     dump(name, options.rounds, folder)
     rest = np.load(folder / "rest.npz")
-    samples = int(np.diff(rest["offsets"])[rest["cohorts"][1:]].sum())
+    samples = np.diff(rest["offsets"])[rest["cohorts"]].sum(1)  # of each round
     rows = []
     for system, way, python in systems(options, name):
         row: dict[str, Any] = {"workload": name, "system": system, "way": way}
@@ -158,16 +181,17 @@ def time_all(name: str, folder: Path, options: argparse.Namespace) -> list[dict[
             seconds = told.pop("seconds")
             row["median_seconds"] = round(float(np.median(seconds[1:])), 4)
             row["first_seconds"] = round(seconds[0], 2)
-            row["samples_per_second"] = round(samples / sum(seconds[1:]))
+            row["samples_per_second"] = round(samples[1:].sum() / sum(seconds[1:]))
+            row["best_samples_per_second"] = round(float((samples / seconds)[1:].max()))
             row["above_start_mib"] = told["peak_mib"] - told["start_mib"]
             row |= told
         rows.append(row)
         print(row, file=sys.stderr, flush=True)
-    speed = {(row["system"], row["way"]): row.get("samples_per_second") for row in reversed(rows)}
+    speed = {(row["system"], row["way"]): row.get("best_samples_per_second") for row in reversed(rows)}
     for row in rows:
         if "median_seconds" in row:
-            row["times_naive"] = _ratio(row["samples_per_second"], speed["naive", ""])
-            row["share_of_limit"] = _ratio(row["samples_per_second"], speed["fedsim", "limit"])
+            row["times_naive"] = _ratio(row["best_samples_per_second"], speed["naive", ""])
+            row["share_of_limit"] = _ratio(row["best_samples_per_second"], speed["fedsim", "limit"])
     return rows
 
 
