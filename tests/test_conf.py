@@ -113,7 +113,6 @@ GROUPS = sorted(
         "devices",
         "local",
         "model",
-        "partition",
         "sampler",
         "trainer",
         "transforms",
@@ -122,22 +121,9 @@ GROUPS = sorted(
 )
 
 
-# What a partition of six writers' letters needs, where that is not partition.num_clients=5.
-PARTITIONS = {
-    "natural": [],
-    "fcube": [],
-    "from_file": [],
-    "feature_noise": ["partition.base.num_clients=5"],
-    "rotation": ["partition.base.num_clients=5"],
-}
-DIGITS = ("label_skew", "pathological")  # five clients with two classes each are too few for 62 letters
-
-
 @pytest.mark.parametrize(("group", "option"), GROUPS)
 def test_every_option_of_every_group_runs(fedsim, tmp_path, mnist_root, leaf_root, group, option):
     data = ["+experiment=debug", "data.num_clients=6"]
-    if option in DIGITS:
-        data = ["+experiment=mnist_iid", f"data.root={mnist_root}"]
     if group == "model" and option.endswith("lstm"):  # takes tokens, not images
         name = option.removesuffix("_lstm")
         data = [f"+experiment={name}", *SMALL[name]]
@@ -146,12 +132,6 @@ def test_every_option_of_every_group_runs(fedsim, tmp_path, mnist_root, leaf_roo
     arguments = [*data, *TINY, "local.num_steps=1", f"{group}={option}"]
     if option in ("fedbn", "lg_fedavg"):  # they need more than one layer
         arguments += ["model=convnet2", "model.hidden_size=16"]
-    if group == "partition":
-        arguments += PARTITIONS.get(option, ["partition.num_clients=5"])
-    if option == "from_file":
-        rows = tmp_path / "rows.json"
-        rows.write_text("[[0, 5, 7], [1, 2], [3, 4]]")
-        arguments.append(f"partition.path={rows}")
     if option in ("fedasync", "fedbuff"):
         arguments += ["devices=equal", *(["algorithm.buffer_size=2"] if option == "fedbuff" else [])]
     if (group, option) == ("devices", "trace"):
@@ -166,7 +146,27 @@ def test_every_option_of_every_group_runs(fedsim, tmp_path, mnist_root, leaf_roo
     if f"{group}={option}" == "transforms=gaussian":
         arguments[-1] = "transforms=[clip,gaussian]"
     done = fedsim(*arguments)
-    if option == "fcube":  # composed and built, but letters are no points of a cube
-        assert "partition=fcube needs three numbers a sample, but one sample has shape (1, 28, 28)" in done.err
-        return
     assert done.code == 0, done.err
+
+
+# What runs in the place of mnist_shards' digits and 100 clients, where a partition needs something else.
+OTHERS = {
+    "fcube": (["data=fcube", "model=logistic"], 100),  # points of a cube
+    "natural": (
+        ["data=femnist_small", "data.num_clients=6", "partition.num_clients=4"],
+        4,
+    ),  # clients of the data's own
+    "grouped_natural": (["data=femnist_small", "data.num_clients=6", "partition.num_clients=3"], 3),
+    "from_file": (["partition.path=rows.json"], 3),
+}
+
+
+@pytest.mark.parametrize("option", sorted(path.stem for path in (CONF / "partition").glob("*.yaml")))
+def test_every_partition_runs_in_the_place_of_an_experiments(fedsim, tmp_path, mnist_root, option):
+    arguments, num_clients = OTHERS.get(option, ([], 100))
+    if not any(a.startswith("data=") for a in arguments):
+        arguments = [*arguments, f"data.root={mnist_root}"]
+    (tmp_path / "rows.json").write_text("[[0, 5, 7], [1, 2], [3, 4]]")
+    done = fedsim("+experiment=mnist_shards", f"partition={option}", *arguments, *TINY, "trainer=serial")
+    assert done.code == 0, done.err
+    assert json.loads((done.directory / "summary.json").read_text())["num_clients"] == num_clients
