@@ -47,7 +47,7 @@ class Evaluator:
         self.model.module.eval()
         losses, hits = [], []
         on_device = self.data.rows(self.rows if rows is None else rows)
-        for inputs, targets in self.data.stream(on_device.split(BATCH_SIZE)):
+        for inputs, targets in self.data.gather_all(on_device.split(BATCH_SIZE)):
             outputs = self.model.module(inputs)
             losses.append(cross_entropy(outputs, targets))
             hits.append(correct(outputs, targets))

@@ -41,7 +41,7 @@ class ResidentSplit:
         """Row numbers as a tensor where `gather` wants them: on the device if the samples are there."""
         return torch.from_numpy(rows).to(self.inputs.device)
 
-    def stream(self, parts: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    def gather_all(self, parts: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """Gathers one part of rows after another, (n,) each and from `rows`, and reads ahead of them.
 
         Yields:
@@ -52,7 +52,7 @@ class ResidentSplit:
             yield self.gather(part, ahead)
 
     def gather(self, rows: Tensor, ahead: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(n,) rows to preprocessed inputs and targets, as `stream` yields them.
+        """(n,) rows to preprocessed inputs and targets, as `gather_all` yields them.
 
         Args:
             rows: from `rows`.

@@ -77,7 +77,7 @@ def own_models(
                 if stochastic:
                     torch.manual_seed(torch_stream(seed, "dropout", plan.round, client).initial_seed())
                 counts = plan.counts[:, 0].tolist()
-                minibatches = data.stream(
+                minibatches = data.gather_all(
                     data.rows(rows[:count]) for rows, count in zip(plan.rows[:, 0], counts, strict=True)
                 )
                 for (x, y), count in zip(minibatches, counts, strict=True):

@@ -118,7 +118,7 @@ class SerialTrainer:
             [(begin, min(begin + block, end)) for begin in range(first, end, block)]
             for first, end in zip(plan.start.tolist(), (plan.start + plan.steps).tolist(), strict=True)
         ]
-        blocks = self.data.stream(rows[begin:stop].reshape(-1) for begin, stop in itertools.chain(*spans))
+        blocks = self.data.gather_all(rows[begin:stop].reshape(-1) for begin, stop in itertools.chain(*spans))
         cuda = [broadcast.device] if broadcast.is_cuda else []
         with torch.random.fork_rng(cuda, enabled=self.stochastic):
             for i, client in enumerate(plan.clients.tolist()):

@@ -150,7 +150,7 @@ class VectorizedTrainer:
             finished.clear()
 
         block = max(1, self.data.samples_at_once(_GATHER[broadcast.device.type]) // (num_slots * batch))
-        blocks = self.data.stream(
+        blocks = self.data.gather_all(
             rows[t : t + block, : int(num_busy[t])].reshape(-1) for t in range(0, num_steps, block)
         )
         cursor, first, x, y = 0, 0, rows, rows

@@ -29,7 +29,7 @@ PARTS = [[3, 1, 4, 1], [5], [9, 2, 6, 5, 3, 5], [8, 9], [7, 9, 3, 2]]
 
 def test_parts_come_in_their_order(dataset):
     data = ResidentSplit(dataset, dataset.train, CPU)
-    seen = [(x.clone(), y) for x, y in data.stream(data.rows(np.array(part)) for part in PARTS)]
+    seen = [(x.clone(), y) for x, y in data.gather_all(data.rows(np.array(part)) for part in PARTS)]
     assert len(seen) == len(PARTS)
     for part, (x, y) in zip(PARTS, seen, strict=True):
         assert torch.equal(x, dataset.train.inputs[part])
@@ -61,7 +61,7 @@ def test_samples_that_stay_on_the_host_reach_the_gpu(dataset, monkeypatch):
     data = ResidentSplit(dataset, dataset.train, torch.device("cuda"))
     assert data.upload is not None
     parts = [np.random.default_rng(i).integers(0, 40, 5 + i % 3) for i in range(50)]
-    for part, (x, y) in zip(parts, data.stream(data.rows(part) for part in parts), strict=True):
+    for part, (x, y) in zip(parts, data.gather_all(data.rows(part) for part in parts), strict=True):
         assert torch.equal(x.cpu(), dataset.train.inputs[part])
         assert torch.equal(y.cpu(), dataset.train.targets[part])
 
@@ -82,7 +82,7 @@ def test_a_set_larger_than_the_memory_is_mapped_and_read_ahead(tmp_path: Path):
     large = FederatedDataset(name="large", train=split, num_classes=count)
     data = ResidentSplit(large, split, CPU)
     rows = [torch.tensor([count - 1, 0]), torch.tensor([count // 2])]
-    first, second = [x[:, -1].tolist() for x, _ in data.stream(rows)]
+    first, second = [x[:, -1].tolist() for x, _ in data.gather_all(rows)]
     assert (first, second) == ([7, 0], [3])
     arrays["inputs"][0, 0] = 1  # writable, and the file is not touched
     assert np.load(tmp_path / "large" / "inputs.npy", mmap_mode="r")[0, 0] == 0
