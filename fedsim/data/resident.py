@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedsim.data.federated import FederatedDataset, Split
-from fedsim.data.read_ahead import read_ahead
+from fedsim.data.read_ahead import ReadAhead
 
 
 class ResidentSplit:
@@ -26,6 +26,7 @@ class ResidentSplit:
         self.inputs, self.targets = split.inputs, split.targets
         self.buffer = self.inputs.new_empty(0)
         self.upload: Upload | None = None
+        self.ahead = ReadAhead(self.inputs)
         if device.type == "cuda":
             size = self.inputs.nbytes + self.targets.nbytes
             if size <= torch.cuda.mem_get_info(device)[0] // 2:
@@ -64,7 +65,7 @@ class ResidentSplit:
         if self.device.type != "cpu":
             return self.preprocess(self.inputs.index_select(0, rows)), self.targets.index_select(0, rows)
         if ahead is not None:
-            read_ahead(self.inputs, ahead)
+            self.ahead.ask(ahead)
         if self.buffer.shape[0] < len(rows):  # fresh memory for each minibatch would cost its page faults
             self.buffer = self.inputs.new_empty((len(rows), *self.inputs.shape[1:]))
         inputs = torch.index_select(self.inputs, 0, rows, out=self.buffer[: len(rows)])

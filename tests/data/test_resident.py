@@ -11,7 +11,7 @@ import torch
 from fedsim.data import resident
 from fedsim.data.cache import packed
 from fedsim.data.federated import FederatedDataset, Split
-from fedsim.data.read_ahead import read_ahead
+from fedsim.data.read_ahead import ReadAhead, read_ahead
 from fedsim.data.resident import ResidentSplit, Upload
 
 CPU = torch.device("cpu")
@@ -88,15 +88,28 @@ def test_a_set_larger_than_the_memory_is_mapped_and_read_ahead(tmp_path: Path):
     assert np.load(tmp_path / "large" / "inputs.npy", mmap_mode="r")[0, 0] == 0
 
 
-def test_what_is_read_ahead_is_whole_pages_once(monkeypatch):
-    monkeypatch.setattr("fedsim.data.read_ahead._SMALL", 0)
+def test_what_is_read_ahead_is_whole_pages_and_small_gaps():
     page = os.sysconf("SC_PAGE_SIZE")
-    pages = torch.zeros((64, page), dtype=torch.uint8)
-    pages = pages if pages.data_ptr() % page == 0 else pages.view(-1)[page - pages.data_ptr() % page :][: 60 * page]
-    array = pages.reshape(-1)[: 60 * page].view(60 * 4, page // 4)  # four rows a page
+    memory = torch.zeros(65 * page, dtype=torch.uint8)
+    begin = -memory.data_ptr() % page
+    array = memory[begin : begin + 64 * page].view(256, page // 4)  # four rows a page
     assert read_ahead(array, torch.tensor([0, 1, 3])) == page
     assert read_ahead(array, torch.tensor([9, 4, 0])) == 3 * page  # neighbours
     assert read_ahead(array, torch.tensor([200, 0, 201])) == 2 * page
+    assert read_ahead(array, torch.tensor([40, 0])) == 11 * page
     assert read_ahead(array, torch.tensor([], dtype=torch.int64)) == 0
-    monkeypatch.undo()
-    assert read_ahead(array, torch.tensor([0])) == 0, "small arrays are left alone"
+
+
+def test_nothing_is_asked_for_while_nobody_waits_for_the_disk(monkeypatch):
+    waits = [0]
+    monkeypatch.setattr("fedsim.data.read_ahead._waits", lambda: waits[0])
+    monkeypatch.setattr("fedsim.data.read_ahead._PATIENCE", 2)
+    array, rows = torch.zeros((100, 5000), dtype=torch.uint8), torch.tensor([3])
+    assert ReadAhead(array).large is False
+    monkeypatch.setattr("fedsim.data.read_ahead._SMALL", 0)
+    ahead = ReadAhead(array)
+    assert ahead.ask(rows) == 0
+    waits[0] = 1
+    assert [ahead.ask(rows) > 0 for _ in range(3)] == [True, True, False]
+    waits[0] = 2
+    assert ahead.ask(rows) > 0
