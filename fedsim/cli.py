@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedsim import sweep
+from fedsim.choices import keep_own_options
 from fedsim.config import Config
 from fedsim.explain import explain, unknown
 from fedsim.files import CHECKPOINT, holds_run
@@ -128,6 +129,7 @@ def _job(cfg: DictConfig) -> float | None:
 
 
 def _run(cfg: DictConfig) -> float | None:
+    keep_own_options(cfg, log.warning)
     config = validated(cfg)
     plain = _plain(cfg)
     place_module = importlib.import_module("fedsim.transport.place")

@@ -12,6 +12,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from fedsim.choices import keep_own_options
 from fedsim.cli import run_job, validated
 
 log = logging.getLogger("fedsim")
@@ -23,6 +24,7 @@ def main() -> None:
 
 
 def _job(cfg: DictConfig) -> None:
+    keep_own_options(cfg, log.warning)
     config = validated(cfg)
     directory = Path(HydraConfig.get().runtime.output_dir)
 

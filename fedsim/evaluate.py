@@ -49,8 +49,7 @@ class Evaluator:
         self.model.module.eval()
         losses, hits = [], []
         on_device = self.data.rows(self.rows if rows is None else rows)
-        for start in range(0, len(on_device), BATCH_SIZE):
-            inputs, targets = self.data.gather(on_device[start : start + BATCH_SIZE])
+        for inputs, targets in self.data.gather_all(on_device.split(BATCH_SIZE)):
             outputs = self.model.module(inputs)
             losses.append(cross_entropy(outputs, targets))
             hits.append(correct(outputs, targets))

@@ -1,7 +1,9 @@
-"""Small federated datasets that need no file."""
+"""Small federated datasets that need no file, small files in true formats, and a command line in this process."""
 
 import contextlib
+import json
 import logging
+import struct
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fedsim.data.federated import FederatedDataset, Split
 
@@ -99,3 +102,39 @@ def fedsim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         return Finished(code, printed.out, printed.err, directory)
 
     return run
+
+
+def _idx(path: Path, array: np.ndarray) -> None:
+    """Write an array in the format of MNIST's files."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes())
+
+
+@pytest.fixture
+def mnist_root(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for name, size in (("train", 1200), ("t10k", 50)):
+        raw = tmp_path / "data" / "MNIST" / "raw"
+        _idx(raw / f"{name}-images-idx3-ubyte", rng.integers(0, 256, (size, 28, 28), dtype=np.uint8))
+        _idx(raw / f"{name}-labels-idx1-ubyte", (np.arange(size) % 10).astype(np.uint8))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def leaf_root(tmp_path: Path) -> Path:
+    """LEAF's sent140, reddit and celeba in small."""
+    root, images = tmp_path / "leaf", tmp_path / "leaf" / "celeba" / "raw" / "img_align_celeba"
+    images.mkdir(parents=True)
+    Image.fromarray(np.zeros((9, 9, 3), dtype=np.uint8)).save(images / "1.png")
+    samples = {
+        "sent140": (["", "", "", "", "so good !"], 1),
+        "reddit": ([["<BOS>", "so", "good"]], {"target_tokens": [["so", "good", "<PAD>"]]}),
+        "celeba": ("1.png", 0),
+    }
+    for name, (x, y) in samples.items():
+        data = {user: {"x": [x, x, x], "y": [y, y, y]} for user in ("ann", "bob", "cy")}
+        for split in ("train", "test"):
+            (root / name / "data" / split).mkdir(parents=True)
+            content = {"users": list(data), "num_samples": [3, 3, 3], "user_data": data}
+            (root / name / "data" / split / "all_data.json").write_text(json.dumps(content))
+    return root

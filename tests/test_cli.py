@@ -87,7 +87,7 @@ MISTAKES = {
     "added key": (["+local.lr=1"], "unknown option 'local.lr'"),
     "misspelt data key": (["data.sorce=leaf"], "unknown option 'data.sorce'; did you mean data.source"),
     "unknown group option": (["algorithm=fedavgg"], "algorithm=fedavgg does not exist; did you mean fedavg or "),
-    "unknown experiment": (["+experiment=femnist"], "cifar10_dirichlet, debug"),
+    "unknown experiment": (["+experiment=femnist"], "there is adult_dirichlet, "),
     "wrong type": (["local.batch_size=ten"], "local.batch_size: Value 'ten'"),
     "wrong value": (["local.learning_rate=-1"], "local.learning_rate must not be negative, got -1.0"),
     "unknown device": (["device=tpu"], "device must be auto, cpu, cuda or cuda:N"),

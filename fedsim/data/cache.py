@@ -6,8 +6,10 @@ it is a day old. Of two processes that build at once both finish, and the later 
 """
 
 import json
+import mmap
 import os
 import shutil
+import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -20,6 +22,7 @@ from numpy.typing import DTypeLike
 
 _META = "meta.json"
 _STALE_SECONDS = 24 * 3600
+_NORESERVE = 0x4000 if sys.platform == "linux" else getattr(mmap, "MAP_NORESERVE", 0)  # Python names it from 3.13 on
 _FIX = "make room, or set data.cache_dir or the environment variable FEDSIM_CACHE to a folder you can write to"
 
 
@@ -48,6 +51,22 @@ def create_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.nda
     elif shutil.disk_usage(path.parent).free < array.nbytes:
         raise OSError(f"no space for {array.nbytes} bytes")
     return array
+
+
+def map_array(path: Path) -> np.ndarray:
+    """A .npy file, memory-mapped copy-on-write. It may be larger than the memory.
+
+    Linux promises memory for every page of such a map, as if all of them were to be written, and refuses maps beyond
+    what it has. MAP_NORESERVE says that they are not; `np.load(mmap_mode="c")` does not.
+    """
+    if os.name == "nt":
+        return np.load(path, mmap_mode="c")
+    header: np.memmap = np.load(path, mmap_mode="r")
+    with path.open("rb") as file:
+        flags, rights = mmap.MAP_PRIVATE | _NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+        pages = mmap.mmap(file.fileno(), 0, flags=flags, prot=rights)
+    order = "C" if header.flags.c_contiguous else "F"
+    return np.ndarray(header.shape, header.dtype, pages, offset=header.offset, order=order)
 
 
 def packed(folder: Path, build: Callable[[Path], dict[str, Any]]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -106,7 +125,7 @@ def _load(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         content = json.loads((folder / _META).read_text())
         arrays: dict[str, np.ndarray] = {}
         for name, expected in content["arrays"].items():
-            array = np.load(folder / f"{name}.npy", mmap_mode="c")
+            array = map_array(folder / f"{name}.npy")
             if [list(array.shape), str(array.dtype)] != [expected["shape"], expected["dtype"]]:
                 raise ValueError(f"{name}.npy is not the array that was stored")
             arrays[name] = array

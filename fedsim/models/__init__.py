@@ -12,6 +12,7 @@ from fedsim.models.logistic import logistic
 from fedsim.models.lstm import reddit_lstm, sent140_lstm, shakespeare_lstm
 from fedsim.models.mlp import mlp
 from fedsim.models.resnet import resnet18
+from fedsim.models.vgg import vgg11
 
 __all__ = [
     "celeba_cnn",
@@ -25,4 +26,5 @@ __all__ = [
     "resnet18",
     "sent140_lstm",
     "shakespeare_lstm",
+    "vgg11",
 ]

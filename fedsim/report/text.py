@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -66,7 +67,7 @@ def grouped(groups: pd.DataFrame, by: Sequence[str], target: float | None, width
     for name, row in groups.iterrows():
         values = list(name) if isinstance(name, tuple) else [name] if by else []
         figures = [_spread(row[(column, "mean")], row[(column, "std")], kind) for column, (_, kind) in shown.items()]
-        rows.append([*map(_setting, values), float(row[("runs", "count")]), *figures])
+        rows.append([*map(_setting, values), cast(float, row[("runs", "count")]), *figures])
     return table(heads, rows, width)
 
 

@@ -76,8 +76,11 @@ def own_models(
             with flushed_denormals(), forked_generators(stochastic) as reseed:
                 if stochastic:
                     reseed(torch_stream(seed, "dropout", plan.round, client).initial_seed())
-                for rows, count in zip(plan.rows[:, 0], plan.counts[:, 0].tolist(), strict=True):
-                    x, y = data.gather(data.rows(rows[:count]))
+                counts = plan.counts[:, 0].tolist()
+                minibatches = data.gather_all(
+                    data.rows(rows[:count]) for rows, count in zip(plan.rows[:, 0], counts, strict=True)
+                )
+                for (x, y), count in zip(minibatches, counts, strict=True):
                     slots.advance(1, x[None], y[None], torch.tensor([count]))
             yield client, slots.own()
         else:

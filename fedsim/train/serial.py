@@ -5,6 +5,8 @@ the activations of one minibatch. There is no DataLoader, no copy of the model p
 device before the round has ended.
 """
 
+import itertools
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -124,6 +126,11 @@ class SerialTrainer:
         counts = plan.counts[:, 0].tolist()
         counts_on_device = torch.from_numpy(plan.counts[:, 0]).to(broadcast.device, broadcast.dtype)
         block = max(1, self.data.samples_at_once(_GATHER[broadcast.device.type]) // batch)
+        spans = [
+            [(begin, min(begin + block, end)) for begin in range(first, end, block)]
+            for first, end in zip(plan.start.tolist(), (plan.start + plan.steps).tolist(), strict=True)
+        ]
+        blocks = self.data.gather_all(rows[begin:stop].reshape(-1) for begin, stop in itertools.chain(*spans))
         with forked_generators(self.stochastic) as reseed:
             for i, client in enumerate(plan.clients.tolist()):
                 if self.stochastic:
@@ -135,9 +142,8 @@ class SerialTrainer:
                     slots.begin(slice(0, 1), np.array([i]))
                 first, end = int(plan.start[i]), int(plan.start[i] + plan.steps[i])
                 losses = []
-                for begin in range(first, end, block):
-                    stop = min(begin + block, end)
-                    inputs, targets = self.data.gather(rows[begin:stop].reshape(-1))
+                for begin, stop in spans[i]:
+                    inputs, targets = next(blocks)
                     for at, count in zip(range(0, len(inputs), batch), counts[begin:stop], strict=True):
                         x, y = inputs[at : at + count], targets[at : at + count]
                         if slots is None:

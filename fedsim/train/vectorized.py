@@ -165,6 +165,9 @@ class VectorizedTrainer:
             finished.clear()
 
         block = max(1, self.data.samples_at_once(_GATHER[broadcast.device.type]) // (num_slots * batch))
+        blocks = self.data.gather_all(
+            rows[t : t + block, : int(num_busy[t])].reshape(-1) for t in range(0, num_steps, block)
+        )
         cursor, first, x, y = 0, 0, rows, rows
         ending = {int(t): [] for t in ends}
         for i, t in enumerate(ends.tolist()):
@@ -184,8 +187,7 @@ class VectorizedTrainer:
             if t % block == 0:
                 first = t
                 width = int(num_busy[t])
-                x, y = self.data.gather(rows[t : t + block, :width].reshape(-1))
-                x, y = (v.view(-1, width, batch, *v.shape[1:]) for v in (x, y))
+                x, y = (v.view(-1, width, batch, *v.shape[1:]) for v in next(blocks))
             n = int(num_busy[t])
             now = t - first
             if finished and steps.computed(n) > n:

@@ -9,9 +9,9 @@ from fedsim import models
 
 # those of tokens: tests/models/test_lstm.py
 FACTORIES = {name: getattr(models, name) for name in models.__all__ if not name.endswith("lstm")}
-IMAGE_MODELS = ["celeba_cnn", "leaf_cnn", "convnet2", "fedavg_cnn", "cifar_cnn", "resnet18"]
+IMAGE_MODELS = ["celeba_cnn", "leaf_cnn", "convnet2", "fedavg_cnn", "cifar_cnn", "resnet18", "vgg11"]
 
-SIZED = ["leaf_cnn", "convnet2", "fedavg_cnn", "cifar_cnn"]
+SIZED = ["leaf_cnn", "convnet2", "fedavg_cnn", "cifar_cnn", "vgg11"]
 
 
 def num_parameters(model: nn.Module) -> int:
@@ -40,6 +40,10 @@ def num_parameters(model: nn.Module) -> int:
         # He et al.'s network with the CIFAR stem; normalisation has as many parameters as batch norm's
         ("resnet18", (3, 32, 32), 10, {}, 11_173_962),
         ("resnet18", (3, 224, 224), 1000, {}, 11_689_512),
+        # Simonyan & Zisserman: 9 x (3 x 64 + 64 x 128 + 128 x 256 + 256 x 256 + 256 x 512 + 3 x 512 x 512) weights and
+        # 2,752 biases, then 512 x 512 + 512 twice and 5,130
+        ("vgg11", (3, 32, 32), 10, {}, 9_750_922),
+        ("vgg11", (3, 224, 224), 1000, {"hidden_size": 4096}, 132_863_336),
     ],
 )
 def test_parameter_counts_are_the_published_ones(name, input_shape, num_classes, options, expected):
@@ -59,6 +63,7 @@ def test_every_model_maps_a_batch_to_logits(name, input_shape):
 def test_every_model_trains_in_slots_as_it_does_alone(name, monkeypatch):
     # two of ResNet's four stages have every kind of layer, at a twentieth of the cost
     monkeypatch.setattr("fedsim.models.resnet._WIDTHS", (64, 128))
+    monkeypatch.setattr("fedsim.models.vgg._WIDTHS", ((16,), (16, 8)))
     torch.manual_seed(0)
     model = FACTORIES[name]((1, 8, 8), 3, **({"hidden_size": 16} if name in SIZED else {}))
     parameters = {key: value.detach() for key, value in model.named_parameters()}
@@ -86,6 +91,7 @@ def test_dropout_is_present_only_when_asked_for():
 
     assert num_dropouts() == 0
     assert num_dropouts(dropout=0.5) == 2
+    assert sum(isinstance(m, nn.Dropout) for m in models.vgg11((1, 8, 8), 2, dropout=0.5).modules()) == 2
 
 
 def test_resnet_keeps_small_images_large():
@@ -124,6 +130,7 @@ def test_image_models_refuse_flat_samples(name):
         ("convnet2", (1, 28, 28), {"dropout": 1.0}, "model.dropout must be a number from 0"),
         ("cifar_cnn", (1, 28, 28), {"dropout": "0.5"}, "model.dropout must be a number from 0"),
         ("convnet2", (1, 28, 28), {"use_batch_norm": 1}, "model.use_batch_norm must be true or false, got 1"),
+        ("vgg11", (1, 28, 28), {"hidden_size": 0}, "model.hidden_size must be a positive integer, got 0"),
         ("resnet18", (1, 28, 28), {"num_groups": 3}, "model.num_groups must divide 64 .* got 3"),
         ("resnet18", (1, 28, 28), {"small_stem": "yes"}, "model.small_stem must be true or false"),
     ],

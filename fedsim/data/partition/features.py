@@ -13,7 +13,7 @@ test set that nobody owns stays as it is.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Protocol
 
 from fedsim.data.federated import FederatedDataset
@@ -32,10 +32,12 @@ class FeatureNoise:
 
     Attributes:
         base: who owns what; iid in the paper.
+        num_clients: of the base; None: as the base says.
         variance: of the last client's noise, where bytes count as numbers from 0 to 1; 0.1 in the paper.
     """
 
     base: Recipe
+    num_clients: int | None = None
     variance: float = 0.1
 
     def __post_init__(self) -> None:
@@ -44,8 +46,9 @@ class FeatureNoise:
             raise ValueError(f"partition.variance must be a positive number, got {self.variance!r}")
 
     def partition(self, dataset: FederatedDataset, seed: int) -> Partition:
-        """Raises ValueError as the base does."""
-        return _skewed(self.base, dataset, seed, {"name": "feature_noise", "variance": float(self.variance)})
+        """Raises ValueError as the base does, and where it has no number of clients to set."""
+        skew = {"name": "feature_noise", "variance": float(self.variance)}
+        return _skewed(self.base, self.num_clients, dataset, seed, skew)
 
     def __call__(self, dataset: FederatedDataset, seed: int) -> FederatedDataset:
         """Raises ValueError as the base does, and where the inputs are no numbers that noise can be added to."""
@@ -58,10 +61,12 @@ class Rotation:
 
     Attributes:
         base: who owns what; iid in the paper.
+        num_clients: of the base; None: as the base says.
         angles: degrees; multiples of 90 only move the pixels of square pictures.
     """
 
     base: Recipe
+    num_clients: int | None = None
     angles: Sequence[float] = (0, 90, 180, 270)
 
     def __post_init__(self) -> None:
@@ -70,15 +75,25 @@ class Rotation:
             raise ValueError(f"partition.angles must be a list of degrees, got {self.angles!r}")
 
     def partition(self, dataset: FederatedDataset, seed: int) -> Partition:
-        """Raises ValueError as the base does."""
-        return _skewed(self.base, dataset, seed, {"name": "rotation", "angles": [float(a) for a in self.angles]})
+        """Raises ValueError as the base does, and where it has no number of clients to set."""
+        skew = {"name": "rotation", "angles": [float(angle) for angle in self.angles]}
+        return _skewed(self.base, self.num_clients, dataset, seed, skew)
 
     def __call__(self, dataset: FederatedDataset, seed: int) -> FederatedDataset:
         """Raises ValueError as the base does, and where the inputs are no pictures."""
         return self.partition(dataset, seed).apply(dataset)
 
 
-def _skewed(base: Recipe, dataset: FederatedDataset, seed: int, skew: dict[str, Any]) -> Partition:
+def _skewed(
+    base: Recipe, num_clients: int | None, dataset: FederatedDataset, seed: int, skew: dict[str, Any]
+) -> Partition:
+    if num_clients is not None:
+        if not (is_dataclass(base) and any(field.name == "num_clients" for field in fields(base))):
+            raise ValueError(
+                f"partition.num_clients={num_clients} cannot be set, for partition.base={base!r} has the clients that "
+                "it has: partition.num_clients=null"
+            )
+        base = replace(base, num_clients=num_clients)
     made = base.partition(dataset, seed)
     # A replayed base keeps the seed that its skews were drawn with.
     kept = seed if made.seed is None else made.seed
