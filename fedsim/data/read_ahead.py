@@ -3,6 +3,7 @@
 import ctypes
 import mmap
 import sys
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fedsim.record import record
 
 from fedsim.algorithms import Algorithm, fedbuff, scaffold
 from fedsim.checkpoint import Checkpoint
 from fedsim.config import CheckpointConfig, LocalConfig, ServerConfig, TrackingConfig
 from fedsim.models import logistic
+from fedsim.recording import record
 from fedsim.simulation import Simulation
 from fedsim.train.serial import SerialTrainer
 
