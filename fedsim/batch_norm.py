@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 def accept_single_values(module: nn.Module) -> nn.Module:
     """Let every BatchNorm in `module` follow this rule, and return the module; all else is as in PyTorch."""
-    for child in module.modules():
-        if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            child.forward = partial(_forward, child, child.forward)  # pyright: ignore[reportAttributeAccessIssue]
+    norms: list[Any] = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.forward = partial(_forward, norm, norm.forward)
     return module
 
 

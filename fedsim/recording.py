@@ -66,15 +66,16 @@ def _record(
     tracked: Sinks,
 ) -> dict[str, Any]:
     config = config or {}
+    if checkpoint.resume is not None and (begun := read_trainer(directory)) is not None:
+        # before anything else: another trainer has client vectors of its own
+        simulation.use(Choice(**begun, reason="as begun"))
     server, num_rounds = simulation.server, simulation.config.num_rounds
     states = simulation.client_states
     for name, state in states.items():
-        if checkpoint.every:
+        if checkpoint.every or checkpoint.resume is not None:
             state.locate(directory / "client_state")
         state.require_room(simulation.expected_rows(name))
     if checkpoint.resume is not None:
-        if (begun := read_trainer(directory)) is not None:
-            simulation.use(Choice(**begun, reason="as begun"))
         device = str(server.vector.device)
         simulation.restore(Checkpoint.load(directory, device), config)
     needed = simulation.footprint()

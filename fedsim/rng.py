@@ -42,7 +42,7 @@ def forked_generators(enabled: bool = True) -> Iterator[Callable[[int], None]]:
 
     def seed(value: int) -> None:
         assert enabled, "what is seeded must be put back"
-        for generator in (torch.default_generator, *(torch.cuda.default_generators[i] for i in gpus)):
+        for generator in (torch.random.default_generator, *(torch.cuda.default_generators[i] for i in gpus)):
             generator.manual_seed(value)
 
     with torch.random.fork_rng(gpus, enabled=enabled):

@@ -11,6 +11,7 @@ from fedsim.config import CheckpointConfig, LocalConfig, ServerConfig, TrackingC
 from fedsim.models import logistic
 from fedsim.recording import record
 from fedsim.simulation import Simulation
+from fedsim.train.calibrate import Choice
 from fedsim.train.serial import SerialTrainer
 
 ROUNDS = 6
@@ -93,6 +94,27 @@ def test_an_interrupt_between_checkpoints_saves_the_last_round(make_dataset, tmp
     assert Checkpoint.load(tmp_path / "broken", "cpu").round == 4
     resumed = run(simulation(dataset, scaffold()), tmp_path / "broken", every=3, resume=str(tmp_path / "broken"))
     assert torch.equal(resumed, expected)
+
+
+@pytest.mark.parametrize("every", [2, 0])
+def test_a_resume_takes_the_trainer_that_was_begun_with_and_what_its_clients_keep(make_dataset, tmp_path, every):
+    dataset = make_dataset([9] * 6)
+
+    def made(num_slots: int, rounds: int = ROUNDS) -> Simulation:
+        return Simulation(
+            dataset,
+            logistic,
+            algorithm=scaffold(),
+            server=ServerConfig(num_rounds=rounds, clients_per_round=3),
+            trainer=Choice(num_slots=num_slots, num_threads=1, reason="given"),
+            device="cpu",
+        )
+
+    expected = run(made(2), tmp_path / "unbroken", every=0)
+    run(made(2, rounds=4), tmp_path / "broken", every=2)
+    resumed = made(0)
+    assert torch.equal(run(resumed, tmp_path / "broken", every=every, resume=str(tmp_path / "broken")), expected)
+    assert resumed.trainer.num_slots == 2
 
 
 def test_a_run_that_begins_anew_leaves_nothing_of_the_one_before(make_dataset, tmp_path):

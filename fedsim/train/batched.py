@@ -20,8 +20,8 @@ class MaskedBatchNorm(nn.Module):
 
     A minibatch with one value a channel follows the rule of `fedsim.batch_norm`.
 
-    Parameters and buffers have BatchNorm's names. `mask`, (B,) of 0 and 1, is set before each call; `updated` holds
-    the running statistics after it, since a functional call must not write to its arguments.
+    Parameters and buffers have BatchNorm's names. `mask`, (B,) of 0 and 1, is set before each step, and `updated`
+    emptied; it holds the running statistics after the step, since a functional call must not write to its arguments.
     """
 
     running_mean: Tensor | None
@@ -52,11 +52,11 @@ class MaskedBatchNorm(nn.Module):
         if self.running_mean is not None and self.running_var is not None:
             # the running variance is the unbiased one; less than two values leave both as they are
             unbiased = variance * (num / (num - 1).clamp(min=1.0))
-            moved = {
-                "running_mean": self.running_mean.lerp(mean.detach(), self.momentum),
-                "running_var": self.running_var.lerp(unbiased.detach(), self.momentum),
+            before = self.updated or {"running_mean": self.running_mean, "running_var": self.running_var}
+            moved = {"running_mean": mean.detach(), "running_var": unbiased.detach()}
+            self.updated = {
+                name: torch.where(several, old.lerp(moved[name], self.momentum), old) for name, old in before.items()
             }
-            self.updated = {name: torch.where(several, new, getattr(self, name)) for name, new in moved.items()}
             variance = torch.where(several, variance, self.running_var)
         scaled = centred * (variance + self.eps).rsqrt().view(shape)
         if self.weight is None:

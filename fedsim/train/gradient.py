@@ -117,7 +117,7 @@ class SlotGradient:
             layer.kept, layer.coefficients = kept, coefficients
             layer.inputs, layer.gradients = inputs[name], gradients[name]
         for _, norm in norms(self.twin):
-            norm.mask = mask
+            norm.mask, norm.updated = mask, {}
         fixed = {name: buffer.clone() for name, buffer in self.fixed.items()}
         # the attention kernels that are fused have no rule for batching
         with sdpa_kernel(SDPBackend.MATH), autocast(self.precision, x.device):

@@ -9,7 +9,7 @@ from torch import Tensor
 from fedsim.aggregate import OnlineAverage
 from fedsim.config import LocalConfig
 from fedsim.train.gradient import Gradients, SlotGradient, Slots
-from fedsim.train.step import Tensors, clip_, sgd_
+from fedsim.train.step import Tensors, clip_, sgd_, unshared
 from fedsim.vector import FlatModel
 
 # Rows of history multiplied at once when slots are folded.
@@ -152,6 +152,7 @@ class SlotState:
             gradients.append(found.parameters[c.name].reshape(n, -1))
             if momenta is not None and self.momentum is not None:
                 momenta.append(self.momentum[:n, c.start : c.stop])
+        gradients = [*unshared(gradients, local)]
         if self.history:
             # A weight moves by the same rule in its coordinates, where the gradient of this step is a unit vector.
             slots = torch.arange(n, device=self.rows.device)

@@ -20,6 +20,24 @@ from fedsim.vector import FlatModel
 Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
+def unshared(gradients: Tensors, local: LocalConfig) -> Tensors:
+    """The gradients, each in memory of its own where the step changes them in place.
+
+    Autograd gives one tensor to several parameters whose gradients are equal (the summands of a weight that is a sum),
+    and one element for many (a bias that is summed). Only such tensors are copied.
+    """
+    if not local.weight_decay and local.max_gradient_norm is None and not local.nesterov:
+        return gradients
+    seen: set[int] = set()
+    separate = []
+    for gradient in gradients:
+        place = gradient.data_ptr()
+        again = place in seen or 0 in gradient.stride()
+        separate.append(gradient.clone(memory_format=torch.contiguous_format) if again else gradient)
+        seen.add(place)
+    return separate
+
+
 def clip_(gradients: Tensors, norm: Tensor, max_norm: float) -> None:
     """Scale gradients of a larger norm down to `max_norm`, in place.
 
@@ -83,6 +101,7 @@ class SerialStep:
         loss = cross_entropy(outputs, targets).mean()
         gradients: Tensors = torch.autograd.grad(loss, self.model.parameters, allow_unused=True, materialize_grads=True)
         with torch.no_grad():
+            gradients = unshared(gradients, self.local)
             if self.local.max_gradient_norm is not None:
                 norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
                 clip_(gradients, norm, self.local.max_gradient_norm)

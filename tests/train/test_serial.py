@@ -3,6 +3,7 @@
 import copy
 import math
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from fedsim.simulation import Simulation
 from fedsim.train.plan import make_plan
 from fedsim.train.serial import SerialTrainer
 from fedsim.train.step import is_stochastic
+from fedsim.train.vectorized import VectorizedTrainer
 from fedsim.vector import FlatModel
 
 SIZES = [7, 23, 10, 1, 31, 16]
@@ -110,6 +112,33 @@ def test_equals_the_textbook_loop(make_dataset, factory, shape, local):
     for name, tensor in expected.items():
         if tensor.is_floating_point():
             torch.testing.assert_close(ours[name], tensor, atol=1e-6, rtol=1e-5, msg=name)
+
+
+class Sums(nn.Module):
+    """A weight that is a sum of two, whose gradients autograd gives as one tensor, and a bias in a sum: one element."""
+
+    def __init__(self, shape, num_classes):
+        super().__init__()
+        self.first, self.second = (nn.Parameter(torch.randn(num_classes, *shape) / 4) for _ in range(2))
+        self.bias = nn.Parameter(torch.randn(3))
+
+    def forward(self, x):
+        outputs = x @ (self.first + self.second).T
+        return torch.cat([outputs[:, :1] + self.bias.sum(), outputs[:, 1:]], dim=1)
+
+
+@pytest.mark.parametrize("trainer", [SerialTrainer, partial(VectorizedTrainer, num_slots=3)], ids=["serial", "slots"])
+def test_gradients_that_share_memory_are_changed_once(make_dataset, trainer):
+    """Weight decay, clipping and Nesterov's momentum change gradients in place."""
+    dataset = make_dataset(SIZES)
+    server = ServerConfig(num_rounds=2, clients_per_round=4)
+    simulation = Simulation(dataset, Sums, local=RICH, server=server, trainer=trainer, seed=3, device="cpu")
+    module = copy.deepcopy(simulation.model.module)
+    expected = textbook(dataset, module, RICH, cohorts=cohorts_of(simulation, 2), seed=3)
+    for _ in simulation.rounds():
+        pass
+    expected = torch.cat([p.detach().reshape(-1) for p in expected.parameters()])
+    torch.testing.assert_close(simulation.server.vector, expected, atol=2e-6, rtol=1e-5)
 
 
 def test_fedprox_equals_the_textbook_loop_and_weight_zero_is_fedavg(make_dataset):
