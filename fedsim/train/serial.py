@@ -74,7 +74,7 @@ class SerialTrainer:
         Raises:
             ValueError: a client's loss or update is not finite.
         """
-        with self.memory.settled():
+        with self.memory.settled(plan.clients):
             return self._train(plan, broadcast, scale)
 
     def _train(self, plan: Plan, broadcast: Tensor, scale: float) -> PartialAverage:

@@ -1,14 +1,14 @@
 """The one call between the server and whatever trains: `run_round(job) -> PartialAverage`."""
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 from torch import Tensor
 
-from fedsim.aggregate import OnlineAverage, PartialAverage, weight_scale
+from fedsim.aggregate import ClientRows, OnlineAverage, PartialAverage, weight_scale
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,6 +25,8 @@ class Job:
         prelude: whether this is the pass that goes before the round's training (`Algorithm.prelude`).
         num_groups: client c belongs to group c modulo num_groups.
         group_rounds: rounds among themselves that the clients of a group do; 1 is a plain round, without groups.
+        rows: of a share for another node: the vectors that its clients have kept so far, by name.
+        uplink: of such a share: what the server keeps for the transforms (`fedsim.uplink.pipeline`).
     """
 
     round: int
@@ -35,10 +37,12 @@ class Job:
     prelude: bool = False
     num_groups: int = 1
     group_rounds: int = 1
+    rows: Mapping[str, ClientRows] = field(default_factory=dict)
+    uplink: Mapping[str, Tensor] = field(default_factory=dict)
 
     def part(self, chosen: np.ndarray) -> "Job":
-        """The same for some clients: indices into the cohort, or a mask."""
-        return replace(self, cohort=self.cohort[chosen], sizes=self.sizes[chosen])
+        """The same for some clients, indices into the cohort or a mask; what they have kept is left behind."""
+        return replace(self, cohort=self.cohort[chosen], sizes=self.sizes[chosen], rows={})
 
     def groups(self) -> list["Job"]:
         """One job for each group that has a client with samples."""
