@@ -139,12 +139,14 @@ class Net:
             assert time.monotonic() < deadline, "they did not come back"
             self.stars[0].next_event(0.05)
 
-    def run(self, simulation: Simulation, between: Callable[[int], None] = lambda round: None) -> torch.Tensor:
-        """Gather the expected workers, run to the end, close; `between` is called after each round."""
+    def run(
+        self, simulation: Simulation, between: Callable[[Any], None] = lambda round: None, *, whole: bool = False
+    ) -> torch.Tensor:
+        """Gather the expected workers, run to the end, close; `between` is called with each round, or its metrics."""
         try:
             self.stars[0].gather()
             for metrics in simulation.rounds():
-                between(metrics["round"])
+                between(metrics if whole else metrics["round"])
         finally:
             simulation.close()
         return simulation.server.vector

@@ -17,7 +17,11 @@ from safetensors.torch import load_file
 
 import fedsim
 
-DEBUG = ["+experiment=debug", "data.num_clients=8", "server.num_rounds=40", "server.evaluate_every=0", "trainer=serial"]
+# clients keep a vector, and so does the way of their updates
+DEBUG = [
+    "+experiment=debug", "data.num_clients=8", "server.num_rounds=40", "server.evaluate_every=0", "trainer=serial",
+    "algorithm=scaffold", "transforms=[top_k]", "aggregator=median",
+]  # fmt: skip
 DISTRIBUTED = ["transport=torch_distributed", "transport.timeout=8", "transport.join_seconds=180"]
 SLACK = 60  # seconds more than the bound, for a busy machine
 PACKAGE = str(Path(fedsim.__file__).resolve().parents[1])
