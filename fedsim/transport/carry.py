@@ -62,9 +62,12 @@ class Relay:
                 raise ValueError("it sent vectors of clients that it was not given")
 
     def take(self, partial: PartialAverage) -> None:
-        if self.average is None:
-            self.average = OnlineAverage(len(partial.total), scale=partial.scale)
-        self.average.merge(partial)
+        if self.average is None:  # nobody else has this sum
+            self.average = OnlineAverage(0, scale=partial.scale)
+            self.average.total = partial.total
+            self.average.add_weight([partial.weight])
+        else:
+            self.average.merge(partial)
         for name, found in partial.rows.items():
             self.rows.setdefault(name, []).append(found)
 

@@ -216,6 +216,27 @@ def test_a_round_that_fails_moves_nothing_that_clients_keep(net, few_rows):
     assert not simulation.trainer.clients.pending
 
 
+def fail(memory, rows):
+    with memory.settled(np.array([2])):
+        memory.vectors.write(np.array([2]), rows)
+        raise ValueError("out of memory")
+
+
+def test_a_piece_of_a_round_that_fails_is_forgotten_alone(net):
+    net.algorithm = scaffold
+    memory = net.simulation().trainer.memory
+    rows = torch.ones(1, memory.vectors.size)
+    with memory.settled():
+        memory.vectors.write(np.array([1]), rows)
+        with memory.settled(np.array([3])):
+            memory.vectors.write(np.array([3]), rows)
+        with pytest.raises(ValueError, match="out of memory"):
+            fail(memory, rows)
+        assert memory.vectors.pending == {1, 3}
+    assert not memory.vectors.pending
+    assert memory.vectors.written.tolist() == [1, 3]
+
+
 def test_bytes_of_both_passes_and_of_what_clients_keep_are_counted(net):
     net.algorithm = ifca
     simulation = net.simulation(net.star)
