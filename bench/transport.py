@@ -1,9 +1,9 @@
 """What it costs to run a round in other processes, and what it brings.
 
 `overhead`: rounds of a star whose workers train nothing (one client, a zero update of P elements), so that only
-messages, threads and the merging are left; milliseconds a round, and a worker. `speed-up`: FEMNIST's CNN (6.6M
-parameters, 20 clients a round) in one process and in N workers, each with one thread, by the command line; seconds
-a round, median without the first two.
+messages, threads and the merging are left; milliseconds a round, and a worker; the bytes into the server in a round of
+one client a worker, and of 16. `speed-up`: FEMNIST's CNN (6.6M parameters, 12 clients a round, trainer=serial) in one
+process and in N workers, each with one thread, by the command line; seconds a round, median without the first.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from fedsim.transport.star import Star
 from fedsim.transport.worker import Built, Worker
 
 SECRET = b"0123456789abcdef"
-COLUMNS = ("what", "workers", "ms_a_round", "ms_a_worker", "s_a_round", "speed_up")
+COLUMNS = ("what", "workers", "ms_a_round", "ms_a_worker", "bytes_up", "bytes_up_16", "s_a_round", "speed_up")
 
 
 class Idle:
@@ -73,12 +73,19 @@ def overhead(num_workers: int, size: int, rounds: int) -> dict[str, Any]:
         for worker in workers:
             worker.start()
         star.gather()
-        cohort, sizes, vector = np.arange(num_workers), np.ones(num_workers, np.int64), torch.zeros(size)
-        seconds = []
+        vector, seconds = torch.zeros(size), []
+
+        def train(number: int, clients: int) -> float:
+            """One round; returns the bytes that came up."""
+            cohort, sizes = np.arange(clients), np.ones(clients, np.int64)
+            done = star.run_round(Job(round=number, cohort=cohort, sizes=sizes, broadcast=vector, scale=64.0))
+            return sum(value for name, value in done.metrics.items() if name.startswith("bytes_up/"))
+
         for number in range(1, rounds + 1):
             begin = time.perf_counter()
-            star.run_round(Job(round=number, cohort=cohort, sizes=sizes, broadcast=vector, scale=64.0))
+            train(number, num_workers)
             seconds.append(time.perf_counter() - begin)
+        up, up_16 = train(rounds + 1, num_workers), train(rounds + 2, 16 * num_workers)
     finally:
         star.close()
         for worker in workers:
@@ -89,6 +96,8 @@ def overhead(num_workers: int, size: int, rounds: int) -> dict[str, Any]:
         "workers": num_workers,
         "ms_a_round": round(milliseconds, 3),
         "ms_a_worker": round(milliseconds / num_workers, 3),
+        "bytes_up": int(up),
+        "bytes_up_16": int(up_16),
     }
 
 
@@ -97,27 +106,28 @@ def training(num_workers: int, rounds: int) -> dict[str, Any]:
     distributed = ["transport=torch_distributed", f"transport.num_workers={num_workers}"] if num_workers else []
     with tempfile.TemporaryDirectory() as folder:
         command = [
-            sys.executable, "-m", "fedsim", "+experiment=femnist_fedavg", "data.num_clients=350",
+            sys.executable, "-m", "fedsim", "+experiment=femnist_fedavg", "data.num_clients=300", "trainer=serial",
             f"hydra.run.dir={folder}",
-            f"server.num_rounds={rounds}", "server.clients_per_round=20", "server.evaluate_every=0", "device=cpu",
+            f"server.num_rounds={rounds}", "server.clients_per_round=12", "server.evaluate_every=0", "device=cpu",
             "evaluate.clients=false", "checkpoint.every=0", *distributed,
         ]  # fmt: skip
         subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
     seconds = [json.loads(line)["seconds"] for line in lines]
-    return {"what": "FEMNIST's CNN", "workers": num_workers, "s_a_round": round(float(np.median(seconds[2:])), 3)}
+    return {"what": "FEMNIST's CNN", "workers": num_workers, "s_a_round": round(float(np.median(seconds[1:])), 3)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", nargs="+", type=int, default=[1, 2, 4])
-    parser.add_argument("--rounds", type=int, default=8, help="of training, the first two of which are not counted")
+    parser.add_argument("--workers", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--training", nargs="*", type=int, default=[2], help="numbers of workers that train")
+    parser.add_argument("--rounds", type=int, default=3, help="of training, the first of which is not counted")
     parser.add_argument("--out", type=Path, help="JSON file; default bench/results/transport.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [overhead(n, size, 100 if size < 1e6 else 20) for size in (1_000, 6_603_710) for n in options.workers]
-    if options.rounds > 2:
-        times = [training(n, options.rounds) for n in (0, *(n for n in options.workers if n > 1))]
+    rows = [overhead(n, size, 60 if size < 1e6 else 12) for size in (1_000, 6_603_710) for n in options.workers]
+    if options.training:
+        times = [training(n, options.rounds) for n in (0, *options.training)]
         for row in times:
             row["speed_up"] = round(times[0]["s_a_round"] / row["s_a_round"], 2)
         rows += times

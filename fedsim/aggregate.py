@@ -14,8 +14,10 @@ the sum is right to float64's rounding, and its last bits depend on the order ag
 import logging
 import math
 import threading
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +31,38 @@ _GRID = float(1 << 44)
 _EXACT = float(1 << 53)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClientRows:
+    """A vector for each of some clients, on its way from one node to another.
+
+    Attributes:
+        clients: (n,) int64, each once.
+        rows: (n, size).
+        weights: (n,) float64 of each in an aggregation; None: they are vectors that clients keep.
+    """
+
+    clients: np.ndarray
+    rows: Tensor
+    weights: np.ndarray | None = None
+
+    def part(self, clients: np.ndarray) -> "ClientRows":
+        """Those of these clients."""
+        chosen = np.flatnonzero(np.isin(self.clients, clients))
+        weights = None if self.weights is None else self.weights[chosen]
+        return ClientRows(clients=self.clients[chosen], rows=self.rows[torch.from_numpy(chosen)], weights=weights)
+
+    @staticmethod
+    def join(several: Iterable["ClientRows"]) -> "ClientRows":
+        """Those of disjoint sets of clients, at least one."""
+        found = list(several)
+        weights = [r.weights for r in found if r.weights is not None]
+        return ClientRows(
+            clients=np.concatenate([r.clients for r in found]),
+            rows=torch.cat([r.rows for r in found]),
+            weights=np.concatenate(weights) if weights else None,
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class PartialAverage:
     """The average of some clients' updates: what a trainer, a worker or a scheduler gives back.
@@ -38,12 +72,15 @@ class PartialAverage:
         weight: sum of the clients' weights.
         scale: the power of two that fixes the grid.
         metrics: sums over clients, by name (for example "loss_sum", "samples", "clients").
+        rows: of a share that was trained elsewhere, by name: the clients' new vectors, and the updates that must be
+            kept one by one (`fedsim.transport.carry`).
     """
 
     total: Tensor
     weight: float
     scale: float
     metrics: dict[str, float] = field(default_factory=dict)
+    rows: Mapping[str, ClientRows] = field(default_factory=dict)
 
     @property
     def mean(self) -> Tensor:
@@ -174,7 +211,7 @@ class OnlineAverage:
         """Add another partial average of the same cohort."""
         if other.scale != self.scale:
             raise ValueError(f"partial averages on different grids ({other.scale} and {self.scale}) cannot be merged")
-        self.total.add_(other.total)
+        self.total.add_(other.total.to(self.total.device))
         self.weight += other.weight
 
     def result(self, metrics: dict[str, float] | None = None) -> PartialAverage:

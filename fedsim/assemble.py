@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,17 @@ from fedsim import __version__
 from fedsim.algorithms import Algorithm
 from fedsim.algorithms.base import lengths, update_size
 from fedsim.checkpoint import comparable
+from fedsim.clock import clients_asked
 from fedsim.config import Config, TransportConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.initial_model import build_model
-from fedsim.simulation import Simulation
+from fedsim.sampling import Population
+from fedsim.simulation import Simulation, make_uplink, poisoned
 from fedsim.tracking.readback import read_trainer
 from fedsim.tracking.summary import config_hash
 from fedsim.train.calibrate import Auto, Choice, set_threads
 from fedsim.transport.base import Transport
+from fedsim.transport.carry import Carrying, Ledger
 from fedsim.transport.identity import Identity, layout_hash
 from fedsim.transport.inprocess import InProcess
 from fedsim.transport.join import SECRET, listen, read_secret, split_address
@@ -83,14 +87,21 @@ def build_simulation(
         client_state=config.client_state,
         sampler=instantiate(config.sampler),
         devices=instantiate(config.devices) if config.devices else None,
-        aggregator=instantiate(config.aggregator),
-        transforms=[instantiate(transform) for transform in config.transforms.values()],
-        attack=instantiate(config.attack) if config.attack else None,
+        **build_uplink_parts(config),
         trainer=trainer,
         transport=star if distributed else None,
         seed=config.seed,
         device=config.device,
     )
+
+
+def build_uplink_parts(config: Config) -> dict[str, Any]:
+    """What happens to updates: `aggregator`, `transforms` and `attack`, as `Simulation` takes them."""
+    return {
+        "aggregator": instantiate(config.aggregator),
+        "transforms": [instantiate(transform) for transform in config.transforms.values()],
+        "attack": instantiate(config.attack) if config.attack else None,
+    }
 
 
 def num_started(settings: TransportConfig) -> int:
@@ -136,11 +147,14 @@ def open_star(
         return place.num_workers or wanted or 1
 
     assert place.address is not None
+    ledger, choice = Ledger(simulation.own, simulation.uplink), simulation.choice
+    identity = identity_of(plain, simulation.dataset, simulation.model, simulation.algorithm, choice)
     star = Star(
         listen(place.address),
         secret=secret,
-        identity=identity_of(plain, simulation.dataset, simulation.model, simulation.algorithm, simulation.choice),
+        identity=replace(identity, row_bytes=ledger.row_bytes),
         own=simulation.own,
+        ledger=ledger,
         timeout=settings.timeout,
         join_seconds=settings.join_seconds,
         slow_factor=settings.slow_factor,
@@ -261,15 +275,21 @@ def run_node(
                 )
             trainer = Choice(**identity.choice, reason="as the server chose", table=[])
             log.info(f"trains with {trainer}")
-        dataset = build_dataset(theirs, note)
+        parts = build_uplink_parts(theirs)
+        dataset = poisoned(build_dataset(theirs, note), parts["attack"], theirs.seed)
         model = build_model(
             dataset, instantiate(theirs.model), seed=theirs.seed, device=_device(config.device, place.local_rank)
         )
         if isinstance(trainer, Choice):
             set_threads(trainer.num_threads)
             trainer = trainer.trainer()
-        trains = trainer(dataset, model, algorithm, theirs.local, seed=theirs.seed)
-        own = InProcess(trains, dataset.train, theirs.local, seed=theirs.seed)
+        drawn = instantiate(theirs.sampler)(
+            Population(sizes=dataset.train.sizes), clients_asked(theirs.server, dataset.num_clients)
+        )
+        uplink = make_uplink(model, algorithm, theirs.server, drawn, dataset.num_clients, seed=theirs.seed, **parts)
+        extra = {} if uplink is None else {"uplink": uplink}
+        trains = trainer(dataset, model, algorithm, theirs.local, seed=theirs.seed, **extra)
+        own = Carrying(InProcess(trains, dataset.train, theirs.local, seed=theirs.seed), uplink)
         built = identity_of(plain, dataset, model, algorithm)
         ready = {"config_hash": built.config_hash, "dataset": built.dataset, "layout": built.layout}
         return Built(transport=own, device=model.device, ready=lambda: ready)

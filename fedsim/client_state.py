@@ -160,11 +160,12 @@ class ClientVectors:
                 self.file.places[client] = self.file.places.pop(~client)
         self.pending.clear()
 
-    def rollback(self) -> None:
-        """Forget what was written since the last commit: the round has failed."""
-        for client in self.pending:
+    def rollback(self, clients: np.ndarray | None = None) -> None:
+        """Forget what was written since the last commit, for these clients (m,), or for all: the round has failed."""
+        forgotten = set(self.pending) if clients is None else self.pending.intersection(clients.tolist())
+        for client in forgotten:
             self._drop(~client)
-        self.pending.clear()
+        self.pending -= forgotten
 
     def forget(self, clients: np.ndarray) -> None:
         """Make committed rows of these clients (m,) initial again; their space is free, in the file when the next

@@ -75,10 +75,10 @@ class Server:
         if not self.sizes[cohort].any() and not (self.uplink and self.uplink.private):
             raise ValueError(f"round {round}: no client of the cohort has a training sample; sample more clients")
         state = self.state
-        bytes_up = 0
+        bytes_up, before = 0, {}
         if self.algorithm.prelude is not None:
-            _, sums, state = self._step(round, cohort, state, self.algorithm.prelude)
-            bytes_up += sums["bytes_up"]
+            _, before, state = self._step(round, cohort, state, self.algorithm.prelude)
+            bytes_up += before["bytes_up"]
         update_norm, sums, self.state = self._step(round, cohort, state, self.algorithm, max_steps)
         self.round = round
         timing: Metrics = {}
@@ -99,7 +99,7 @@ class Server:
             **({} if self.uplink is None else self.uplink.figures),
             "seconds": time.perf_counter() - begin,
             "peak_memory_bytes": peak_memory_bytes(self.vector.device),
-            **{name: int(value) for name, value in sums.items() if name.startswith(("bytes_up/", "bytes_down/"))},
+            **_traffic(before, sums),
         }
 
     @property
@@ -224,6 +224,12 @@ def rounds(server: HasRounds, config: ServerConfig, evaluate: Callable[[bool], M
             metrics |= evaluate(last)
             metrics["evaluate_seconds"] = time.perf_counter() - begin
         yield metrics
+
+
+def _traffic(*passes: Metrics) -> Metrics:
+    """Bytes to and from each node below, over the passes of a round."""
+    names = {name: 0 for sums in passes for name in sums if name.startswith(("bytes_up/", "bytes_down/"))}
+    return {name: sum(int(sums.get(name, 0)) for sums in passes) for name in names}
 
 
 def _mean_loss(sums: Metrics) -> float:

@@ -44,6 +44,7 @@ from fedsim.transforms import Transform
 from fedsim.transport.base import Grouped, Transport
 from fedsim.transport.inprocess import InProcess
 from fedsim.uplink import Uplink
+from fedsim.vector import FlatModel
 
 log = logging.getLogger("fedsim")
 
@@ -96,10 +97,9 @@ class Simulation:
         seed: int = 0,
         device: str = "auto",
     ) -> None:
-        algorithm, aggregator = algorithm or fedavg(), aggregator or mean()
+        algorithm = algorithm or fedavg()
         _check_transport(algorithm, server, elsewhere=transport is not None)
-        if attack is not None and attack.poison is not None:
-            dataset = attack.poison(dataset, attack.attackers(dataset.num_clients, seed))
+        dataset = poisoned(dataset, attack, seed)
         self.dataset, self.config, self.seed, self.algorithm, self.local = dataset, server, seed, algorithm, local
         self.model = build_model(dataset, model, seed=seed, device=device)
         self.examiner = Examiner(dataset, self.model, max_samples=evaluate.max_samples, seed=seed)
@@ -108,28 +108,9 @@ class Simulation:
             sizes=dataset.train.sizes, losses=self._losses, there=None if made is None else made.there
         )
         drawn = sampler(population, clients_asked(server, dataset.num_clients))
-        self.uplink: Uplink | None = None
-        if aggregator != mean() or transforms or attack is not None:
-            if algorithm.prelude is not None or algorithm.asynchronous is not None:
-                raise ValueError(
-                    f"algorithm={algorithm.name} does not send one message a round, for which transforms, attacks and "
-                    "aggregators are made: choose another algorithm, or aggregator=mean without the others"
-                )
-            if transport is not None or server.group_rounds > 1:
-                raise ValueError(
-                    "transforms, attacks and aggregators other than the mean need every update, which neither other "
-                    "processes nor groups send yet: use transport=inprocess and server.group_rounds=1"
-                )
-            self.uplink = Uplink(
-                transforms=[t if t.fit is None else t.fit(self.model.layout) for t in transforms],
-                aggregator=aggregator,
-                attack=attack,
-                sampler=drawn,
-                num_clients=dataset.num_clients,
-                size=update_size(algorithm, self.model.layout),
-                like=self.model.vector,
-                seed=seed,
-            )
+        self.uplink = make_uplink(
+            self.model, algorithm, server, drawn, dataset.num_clients, aggregator, transforms, attack, seed
+        )
         self.choice = trainer if isinstance(trainer, Choice) else None
         self._factory = SerialTrainer if isinstance(trainer, Auto | Choice) else trainer
         if self.choice is not None:
@@ -362,6 +343,54 @@ class Simulation:
             self.server.clock.load_state_dict(checkpoint.clock)
 
 
+def poisoned(dataset: FederatedDataset, attack: Attack | None, seed: int) -> FederatedDataset:
+    """The data as the attackers have left them."""
+    if attack is None or attack.poison is None:
+        return dataset
+    return attack.poison(dataset, attack.attackers(dataset.num_clients, seed))
+
+
+def make_uplink(
+    model: FlatModel,
+    algorithm: Algorithm,
+    server: ServerConfig,
+    sampler: Sampler,
+    num_clients: int,
+    aggregator: Aggregator | None,
+    transforms: Sequence[Transform],
+    attack: Attack | None,
+    seed: int,
+) -> Uplink | None:
+    """The uplink of a run; None: updates are averaged, and no more.
+
+    Raises:
+        ValueError: parts that do not fit each other.
+    """
+    aggregator = aggregator or mean()
+    if aggregator == mean() and not transforms and attack is None:
+        return None
+    if algorithm.prelude is not None or algorithm.asynchronous is not None:
+        raise ValueError(
+            f"algorithm={algorithm.name} does not send one message a round, for which transforms, attacks and "
+            "aggregators are made: choose another algorithm, or aggregator=mean without the others"
+        )
+    if server.group_rounds > 1:
+        raise ValueError(
+            f"server.group_rounds={server.group_rounds}: a group sends one update for all of its clients, where "
+            "transforms, attacks and aggregators other than the mean need each client's: set group_rounds=1"
+        )
+    return Uplink(
+        transforms=[t if t.fit is None else t.fit(model.layout) for t in transforms],
+        aggregator=aggregator,
+        attack=attack,
+        sampler=sampler,
+        num_clients=num_clients,
+        size=update_size(algorithm, model.layout),
+        like=model.vector,
+        seed=seed,
+    )
+
+
 def _check_transport(algorithm: Algorithm, server: ServerConfig, *, elsewhere: bool) -> None:
     """Refuse what neither other processes nor groups can do.
 
@@ -389,9 +418,4 @@ def _check_transport(algorithm: Algorithm, server: ServerConfig, *, elsewhere: b
         raise ValueError(
             f"{algorithm.name} steps whenever updates arrive in virtual time, which runs in one process: use "
             "transport=inprocess"
-        )
-    if elsewhere and algorithm.keeps:
-        raise ValueError(
-            f"the clients of {algorithm.name} keep vectors from round to round, which do not travel between processes "
-            "yet: use transport=inprocess"
         )

@@ -48,7 +48,7 @@ def write(state: ClientVectors, clients: list[int], value: float) -> None:
 operations = st.lists(
     st.one_of(
         st.lists(st.integers(0, 7), unique=True, min_size=1, max_size=8),  # write these clients
-        st.sampled_from(["commit", "rollback", "save", "fail", "kill"]),
+        st.sampled_from(["commit", "rollback", "rollback of some", "save", "fail", "kill"]),
     ),
     max_size=25,
 )
@@ -87,6 +87,10 @@ def test_behaves_as_a_dictionary_for_any_tiers_and_any_kill(steps, capacities):
             elif step == "rollback":
                 state.rollback()
                 now = dict(committed)
+            elif step == "rollback of some":
+                state.rollback(np.array([1, 2, 3]))
+                now = {c: v for c, v in now.items() if c not in (1, 2, 3)}
+                now |= {c: v for c, v in committed.items() if c in (1, 2, 3)}
             elif step != "commit":
                 state.write(np.array(step), torch.stack([row(10 * number + c) for c in step]))
                 now |= {c: 10 * number + c for c in step}

@@ -48,17 +48,27 @@ class ClientMemory:
         self.num_personal = num_personal
         size, like = sum(self.sizes.values()), model.vector
         self.vectors = ClientVectors(size, dtype=like.dtype, device=like.device) if self.sizes else None
+        self.depth = 0  # of `settled`
 
     @contextmanager
-    def settled(self) -> Iterator[None]:
-        """What clients have written lasts if this ends well; if it raises, it is as if they had not trained."""
+    def settled(self, clients: np.ndarray | None = None) -> Iterator[None]:
+        """What clients have written lasts if this ends well; if it raises, it is as if they had not trained.
+
+        One inside another is a piece of a round: what is written in it lasts when the outermost one ends.
+
+        Args:
+            clients: (m,) who train in it; None: whoever writes.
+        """
+        self.depth += 1
         try:
             yield
         except BaseException:
             if self.vectors is not None:
-                self.vectors.rollback()
+                self.vectors.rollback(clients)
             raise
-        if self.vectors is not None:
+        finally:
+            self.depth -= 1
+        if self.vectors is not None and self.depth == 0:
             self.vectors.commit()
 
 

@@ -88,7 +88,7 @@ class SerialTrainer:
         Raises:
             ValueError: a client's loss or update is not finite.
         """
-        with self.memory.settled(), products(self.precision, broadcast.device):
+        with self.memory.settled(plan.clients), products(self.precision, broadcast.device):
             return self._train(plan, broadcast, scale)
 
     def _train(self, plan: Plan, broadcast: Tensor, scale: float) -> PartialAverage:

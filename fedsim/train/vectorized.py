@@ -127,7 +127,7 @@ class VectorizedTrainer:
             average = OnlineAverage(size, scale=scale, device=broadcast.device)
         else:
             average = self.uplink.open(plan.round, plan.clients, scale)
-        with self.memory.settled(), products(self.precision, broadcast.device):
+        with self.memory.settled(plan.clients), products(self.precision, broadcast.device):
             return average.result(self.run(plan, broadcast, average))
 
     def run(self, plan: Plan, broadcast: Tensor, average: OnlineAverage | Receiver) -> dict[str, float]:

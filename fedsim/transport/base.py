@@ -1,14 +1,14 @@
 """The one call between the server and whatever trains: `run_round(job) -> PartialAverage`."""
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 from torch import Tensor
 
-from fedsim.aggregate import OnlineAverage, PartialAverage, weight_scale
+from fedsim.aggregate import ClientRows, OnlineAverage, PartialAverage, weight_scale
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,6 +26,8 @@ class Job:
         num_groups: client c belongs to group c modulo num_groups.
         group_rounds: rounds among themselves that the clients of a group do; 1 is a plain round, without groups.
         max_steps: (m,) int64 local steps after which each client stops; None: none stops early.
+        rows: of a share for another node: the vectors that its clients have kept so far, by name.
+        uplink: of such a share: what the server keeps for the transforms (`fedsim.uplink.pipeline`).
     """
 
     round: int
@@ -37,11 +39,13 @@ class Job:
     num_groups: int = 1
     group_rounds: int = 1
     max_steps: np.ndarray | None = None
+    rows: Mapping[str, ClientRows] = field(default_factory=dict)
+    uplink: Mapping[str, Tensor] = field(default_factory=dict)
 
     def part(self, chosen: np.ndarray) -> "Job":
-        """The same for some clients: indices into the cohort, or a mask."""
+        """The same for some clients, indices into the cohort or a mask; what they have kept is left behind."""
         max_steps = None if self.max_steps is None else self.max_steps[chosen]
-        return replace(self, cohort=self.cohort[chosen], sizes=self.sizes[chosen], max_steps=max_steps)
+        return replace(self, cohort=self.cohort[chosen], sizes=self.sizes[chosen], max_steps=max_steps, rows={})
 
     def groups(self) -> list["Job"]:
         """One job for each group that has a client with samples."""

@@ -6,6 +6,9 @@ from typing import Any
 
 from fedsim.vector import Layout
 
+MESSAGE_BYTES = 1 << 27  # of clients' vectors in one message, or one client's where these are more
+_MAX_VECTORS = 16  # names of vectors that clients keep
+
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
@@ -20,6 +23,7 @@ class Identity:
         layout: `layout_hash` of the model.
         size: elements of the longest vector that travels; P + Q for FedAvg.
         num_clients: C.
+        row_bytes: of one client's vectors in a message (`fedsim.transport.carry`); 0: none travel.
         choice: `Choice.facts` of trainer=auto, which the server chooses for all; None: another trainer.
     """
 
@@ -31,6 +35,7 @@ class Identity:
     layout: str
     size: int
     num_clients: int
+    row_bytes: int = 0
     choice: dict[str, Any] | None = None
 
     def fields(self) -> dict[str, Any]:
@@ -39,8 +44,15 @@ class Identity:
 
     @property
     def limit(self) -> int:
-        """Bytes of tensors that no message of this run exceeds: two float64 vectors and two integers a client."""
-        return (1 << 20) + 16 * self.size + 16 * self.num_clients
+        """Bytes of tensors that no message of this run exceeds: two float64 vectors, two numbers a client, and those
+        of the clients' vectors that fit, with their clients' numbers and weights."""
+        carried = (self.clients_a_share or 0) * (self.row_bytes + _MAX_VECTORS * 16)
+        return (1 << 20) + 16 * self.size + 16 * self.num_clients + carried
+
+    @property
+    def clients_a_share(self) -> int | None:
+        """Most clients whose vectors travel in one message; None: any number."""
+        return max(1, MESSAGE_BYTES // self.row_bytes) if self.row_bytes else None
 
     def objection(self, claims: dict[str, Any] | None, version: str) -> str | None:
         """Why a node that says it runs `claims` (None: whatever the server says) may not join; None: it may."""

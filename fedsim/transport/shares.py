@@ -2,7 +2,8 @@
 
 A share is lost when its node is gone; its clients are then divided again among the nodes that have nothing to do, or
 trained here. A share that takes too long is given to another node as well, and the first answer counts. Neither shows
-in the result: a client's update does not depend on who computes it, and the sum of updates not on their order.
+in the result: a client's update does not depend on who computes it, and the sum of updates not on their order. What
+clients keep goes with their share and comes back with its result (`fedsim.transport.carry`).
 """
 
 import logging
@@ -12,13 +13,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from fedsim.aggregate import OnlineAverage, PartialAverage
+from fedsim.aggregate import PartialAverage
 from fedsim.transport.base import Job, add_metrics
-from fedsim.transport.divide import divide
+from fedsim.transport.carry import Books
+from fedsim.transport.divide import Pace, divide
 from fedsim.transport.link import Link
+from fedsim.transport.messages import partial_of, share_message
 from fedsim.transport.wire import Message
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Child:
         workers: how many train behind it; 1 for a worker.
         share: what it trains now, or still trains although it is not needed any more.
         begun: time when it was given that (monotonic seconds).
-        speed: samples a second that one of its workers has shown, a running average; None: unknown.
+        pace: samples a second of one of its workers.
     """
 
     link: Link
@@ -55,7 +56,12 @@ class Child:
     workers: int = 1
     share: "Share | None" = None
     begun: float = 0.0
-    speed: float | None = None
+    pace: Pace = field(default_factory=Pace)
+
+    @property
+    def speed(self) -> float | None:
+        """Samples a second that one of its workers has shown; None: unknown."""
+        return self.pace.speed
 
 
 @dataclass(eq=False, kw_only=True)
@@ -89,13 +95,12 @@ class Share:
 class Round:
     """Divides one job among the children of a star and adds up what they send back."""
 
-    def __init__(self, star: "Star", job: Job) -> None:
-        self.star, self.vector = star, job.broadcast
+    def __init__(self, star: "Star", job: Job, books: Books) -> None:
+        self.star, self.vector, self.books = star, job.broadcast, books
         job = replace(job, broadcast=job.broadcast.cpu()).part(job.sizes > 0)
         # a group trains as one; other clients can be divided as one likes
         self.waiting = [Share(job=unit) for unit in (job.groups() if job.group_rounds > 1 else [job])]
         self.running: dict[int, Share] = {}
-        self.average: OnlineAverage | None = None
         self.metrics: list[dict[str, float]] = []
 
     def run(self) -> PartialAverage:
@@ -117,8 +122,7 @@ class Round:
             for key, value in (("down", now_sent - sent), ("up", now_received - received)):
                 name = f"bytes_{key}/{child.name}"  # twice, if it was lost and has come back
                 traffic[name] = traffic.get(name, 0.0) + value
-        assert self.average is not None, "a job has a client with samples"
-        done = self.average.result(add_metrics([*self.metrics, traffic]))
+        done = self.books.result(add_metrics([*self.metrics, traffic]))
         return replace(done, total=done.total.to(self.vector.device))
 
     def _next(self, seconds: float) -> None:
@@ -146,13 +150,18 @@ class Round:
                 self.waiting = [s for s in self.waiting if all(s is not taken for _, taken in chosen)]
             else:
                 whole = _joined(s.job for s in self.waiting)
-                parts = divide(whole.sizes, speeds)
-                self.waiting = []
+                parts = [self._fitting(part, whole.sizes) for part in divide(whole.sizes, speeds)]
+                rest = np.setdiff1d(np.arange(len(whole.cohort)), np.concatenate(parts))
+                self.waiting = [Share(job=whole.part(rest))] if len(rest) else []
                 chosen = [
                     (child, Share(job=whole.part(part))) for child, part in zip(idle, parts, strict=True) if len(part)
                 ]
             for child, share in chosen:
                 self._give(child, share)
+            fastest = max(c.speed or usual for c in idle)
+            for child in idle:
+                if child.share is None:
+                    child.pace.passed_over(fastest)
             return
         usual = self._usual_speed()
         late = [s for s in self.running.values() if len(s.holders) == 1 and s.overdue(self.star.slow_factor, usual)]
@@ -163,6 +172,11 @@ class Round:
             )
             self._give(helper, share)
 
+    def _fitting(self, part: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Of the clients in `part`, the longest ones whose vectors fit into one message."""
+        most = self.star.identity.clients_a_share
+        return part if most is None else np.sort(part[np.argsort(-sizes[part], kind="stable")[:most]])
+
     def _give(self, child: Child, share: Share) -> None:
         if share.number < 0:
             self.star.num_shares += 1
@@ -170,7 +184,8 @@ class Round:
             self.running[share.number] = share
         share.holders.append(child)
         child.share, child.begun = share, time.monotonic()
-        child.link.send(share_message(share))
+        rows = self.books.down(share.job.cohort)
+        child.link.send(share_message(replace(share.job, rows=rows), share.number))
 
     def _answer(self, child: Child, message: Message) -> None:
         share, child.share = child.share, None
@@ -179,11 +194,11 @@ class Round:
             return
         wanted = self.running.get(share.number) is share
         if message.kind == "result":
-            pace = share.work / max(1e-9, time.monotonic() - child.begun) / max(1, child.workers)
-            child.speed = pace if child.speed is None else 0.5 * (child.speed + pace)
+            child.pace.saw(share.work / max(1, child.workers), time.monotonic() - child.begun)
             if wanted:
                 try:
-                    partial = partial_of(message, share.job, None if self.average is None else self.average.total)
+                    partial = partial_of(message, share.job)
+                    self.books.check(partial, share.job)
                 except ValueError as error:
                     self.star.drop(child, str(error))
                     return
@@ -225,9 +240,7 @@ class Round:
         self._merge(replace(partial, total=partial.total.cpu()))
 
     def _merge(self, partial: PartialAverage) -> None:
-        if self.average is None:
-            self.average = OnlineAverage(len(partial.total), scale=partial.scale)
-        self.average.merge(partial)
+        self.books.take(partial)
         self.metrics.append(partial.metrics)
 
 
@@ -237,62 +250,3 @@ def _joined(jobs: Iterable[Job]) -> Job:
         return first
     cohort = np.concatenate([first.cohort, *(j.cohort for j in rest)])
     return replace(first, cohort=cohort, sizes=np.concatenate([first.sizes, *(j.sizes for j in rest)]))
-
-
-def share_message(share: Share) -> Message:
-    """A share as it travels down."""
-    job = share.job
-    return Message(
-        kind="job",
-        fields={
-            "share": share.number,
-            "round": job.round,
-            "scale": job.scale,
-            "group_rounds": job.group_rounds,
-            "prelude": job.prelude,
-        },
-        tensors={
-            "cohort": torch.from_numpy(job.cohort),
-            "sizes": torch.from_numpy(job.sizes),
-            "broadcast": job.broadcast,
-        },
-    )
-
-
-def job_of(message: Message) -> Job:
-    """The inverse of `share_message`."""
-    fields, tensors = message.fields, message.tensors
-    return Job(
-        round=fields["round"],
-        scale=fields["scale"],
-        group_rounds=fields["group_rounds"],
-        prelude=fields["prelude"],
-        cohort=tensors["cohort"].numpy(),
-        sizes=tensors["sizes"].numpy(),
-        broadcast=tensors["broadcast"],
-    )
-
-
-def result_message(partial: PartialAverage, number: int) -> Message:
-    """A partial average as it travels up."""
-    fields = {"share": number, "weight": partial.weight, "scale": partial.scale, "metrics": partial.metrics}
-    return Message(kind="result", fields=fields, tensors={"total": partial.total})
-
-
-def partial_of(message: Message, job: Job, like: Tensor | None) -> PartialAverage:
-    """The inverse of `result_message`; `like`: the total of other shares of the round, if there are any.
-
-    Raises:
-        ValueError: it is not the result of this job.
-    """
-    fields, total = message.fields, message.tensors.get("total")
-    metrics, weight = fields.get("metrics"), fields.get("weight")
-    if total is None or total.dtype != torch.float64 or (like is not None and total.shape != like.shape):
-        raise ValueError("it sent an average of another model")
-    if fields.get("scale") != job.scale or not isinstance(metrics, dict) or not isinstance(weight, float):
-        raise ValueError("it sent an average without weight, scale and metrics")
-    if not all(isinstance(value, int | float) for value in metrics.values()):
-        raise ValueError("it sent metrics that are not numbers")
-    if not 0 < weight <= job.scale or not torch.isfinite(total).all():
-        raise ValueError("it sent an average that is not finite")
-    return PartialAverage(total=total, weight=weight, scale=job.scale, metrics=metrics)

@@ -9,10 +9,12 @@ import queue
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from fedsim.aggregate import PartialAverage
 from fedsim.transport.base import Job, Transport, train_group
+from fedsim.transport.carry import Ledger, Relay
 from fedsim.transport.identity import Identity
 from fedsim.transport.join import Door
 from fedsim.transport.link import Link, Lost
@@ -32,6 +34,8 @@ class Star:
         secret: shared by all nodes of the run.
         identity: what children must agree on.
         own: trains what no child can; None: such a round ends in `NoWorkers`.
+        ledger: of a server: what clients keep and what happens to updates. None: there is nothing of the kind, or this
+            node hands it on.
         upstream: addresses to which children may turn when this node is gone, the nearest first.
         timeout: seconds of silence after which a child counts as gone.
         join_seconds: how long the first round waits for `expected` workers.
@@ -47,6 +51,7 @@ class Star:
         secret: bytes,
         identity: Identity,
         own: Transport | None,
+        ledger: Ledger | None = None,
         upstream: tuple[str, ...] = (),
         timeout: float = 30.0,
         join_seconds: float = 300.0,
@@ -54,7 +59,7 @@ class Star:
         expected: Callable[[], int] = lambda: 1,
         on_workers: Callable[[int], None] = lambda num_workers: None,
     ) -> None:
-        self.identity, self.own, self.upstream = identity, own, list(upstream)
+        self.identity, self.own, self.ledger, self.upstream = identity, own, ledger, list(upstream)
         self.join_seconds, self.slow_factor = join_seconds, slow_factor
         self.expected, self.on_workers = expected, on_workers
         self.children: list[Child] = []
@@ -81,7 +86,10 @@ class Star:
         """
         if job.group_rounds > 1 and job.num_groups == 1:
             return train_group(self.run_round, job)
-        return Round(self, job).run()
+        if self.ledger is None:
+            return Round(self, job, Relay(job)).run()
+        with self.ledger.open(job) as books:
+            return Round(self, replace(job, uplink=books.uplink), books).run()
 
     def gather(self) -> None:
         """Wait for the workers that are expected, at most `join_seconds`."""

@@ -15,7 +15,8 @@ from fedsim.transport.base import Transport
 from fedsim.transport.identity import Identity
 from fedsim.transport.join import Refused, Unreachable, knock
 from fedsim.transport.link import Link, Lost
-from fedsim.transport.shares import NoWorkers, job_of, result_message
+from fedsim.transport.messages import job_of, result_message
+from fedsim.transport.shares import NoWorkers
 from fedsim.transport.wire import Message
 
 log = logging.getLogger("fedsim")

@@ -39,12 +39,12 @@ class Pipeline:
             wire = transform.wire(wire)
         self.bytes_per_update = wire.num_bytes
 
-    def begin(self) -> None:
-        """A round begins; what an earlier one left unfinished is forgotten."""
+    def begin(self, clients: np.ndarray | None = None) -> None:
+        """A round begins, or the piece of one in which these clients train; what was left unfinished is forgotten."""
         self.next_states = self.states
         for memory in self.memories:
             if memory is not None:
-                memory.rollback()
+                memory.rollback(clients)
 
     def apply(self, rows: Tensor, clients: list[int], round: int, sums: dict[str, Tensor]) -> Tensor:
         """The clients' side: updates (F, P + Q) to what is sent. Adds to `sums` and may overwrite `rows`."""

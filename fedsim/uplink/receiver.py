@@ -1,16 +1,20 @@
 """Receiver: takes the updates of one round, in the place of an average."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.aggregate import OnlineAverage, PartialAverage
+from fedsim.aggregate import ClientRows, OnlineAverage, PartialAverage
 from fedsim.attacks import Attack
 from fedsim.robust.base import Aggregator
 from fedsim.robust.store import UpdateStore
 from fedsim.transforms.base import Sending
 from fedsim.uplink.pipeline import Pipeline
 
+# names of `PartialAverage.rows`: updates for a rule, and those of attackers who wait for each other
+UPDATES, PLOTTED = "updates", "plotted"
 # mean = total * scale / (2^44 weight) (`PartialAverage`): with this scale and weight 1 a total is its own mean
 _UNIT_SCALE = float(1 << 44)
 
@@ -29,6 +33,8 @@ class Receiver:
         like: for the dtype and the device of updates.
         scale: grid of the average.
         equal_weights: whether every update counts the same.
+        piece: these are not all clients of the round: what needs all of them is not done but goes on, as
+            `PartialAverage.rows`, to the receiver of the whole round, which takes it with `merge`.
     """
 
     def __init__(
@@ -44,20 +50,24 @@ class Receiver:
         like: Tensor,
         scale: float,
         equal_weights: bool,
+        piece: bool = False,
     ) -> None:
         self.pipeline, self.aggregator, self.attack, self.attackers = pipeline, aggregator, attack, attackers
         self.round, self.num_clients, self.equal_weights = round, len(clients), equal_weights
-        self.size, self.like = size, like
+        self.size, self.like, self.piece = size, like, piece
+        self.forwarded: dict[str, list[ClientRows]] = {}
+        self.scale = scale
         self.sums: dict[str, Tensor] = {}
         self.average: OnlineAverage | None = None
         self.kept: UpdateStore | None = None
         if aggregator.rule is None:
             self.average = OnlineAverage(size, scale=scale, device=like.device)
-        else:
+        elif not piece:
             aggregator.require(self.num_clients)
             self.kept = self._store(clients.tolist())
         plotting = [c for c in clients.tolist() if c in attackers] if attack is not None and attack.collude else []
-        self.plot = self._store(plotting) if plotting else None
+        self.plots = bool(plotting)
+        self.plot = self._store(plotting) if plotting and not piece else None
 
     def _store(self, clients: list[int]) -> UpdateStore:
         return UpdateStore(
@@ -77,8 +87,8 @@ class Receiver:
         """
         squared_norms = torch.linalg.vector_norm(rows, dim=1).square()
         bad = [i for i, c in enumerate(clients) if c in self.attackers]
-        if bad and self.plot is not None:  # they wait for each other
-            self.plot.put([clients[i] for i in bad], rows[bad], [weights[i] for i in bad])
+        if bad and self.plots:  # they wait for each other
+            self._keep(PLOTTED, self.plot, [clients[i] for i in bad], rows[bad], [weights[i] for i in bad])
             good = [i for i in range(len(clients)) if i not in bad]
             clients, rows, weights = [clients[i] for i in good], rows[good], [weights[i] for i in good]
         elif bad and self.attack is not None and self.attack.corrupt is not None:
@@ -103,8 +113,28 @@ class Receiver:
         if self.average is not None:
             self.average.add_rows(rows, weights, 0)
             self.average.add_weight(weights)
-        elif self.kept is not None:
-            self.kept.put(clients, rows, weights)
+        else:
+            self._keep(UPDATES, self.kept, clients, rows, weights)
+
+    def _keep(
+        self, name: str, store: UpdateStore | None, clients: list[int], rows: Tensor, weights: list[float]
+    ) -> None:
+        if store is None:
+            found = ClientRows(clients=np.array(clients), rows=rows.cpu(), weights=np.array(weights, np.float64))
+            self.forwarded.setdefault(name, []).append(found)
+        else:
+            store.put(clients, rows, weights)
+
+    def merge(self, partial: PartialAverage) -> None:
+        """Take a piece of the round."""
+        if self.average is not None:
+            self.average.merge(partial)
+        for name, store in ((UPDATES, self.kept), (PLOTTED, self.plot)):
+            if name in partial.rows:
+                found = partial.rows[name]
+                assert store is not None
+                assert found.weights is not None
+                store.put(found.clients.tolist(), found.rows, found.weights.tolist())
 
     def result(self, metrics: dict[str, float]) -> PartialAverage:
         """All clients have finished; `metrics` are sums over them, to which the transforms' are added."""
@@ -112,7 +142,14 @@ class Receiver:
             message = self.attack.collude(self.plot, self.num_clients).to(self.like.dtype)
             for client, weight in zip(self.plot.clients, self.plot.weights.tolist(), strict=True):
                 self._send([client], message.clone()[None], [weight])
-        metrics = metrics | {name: float(amount) for name, amount in self.sums.items()}
+        metrics = metrics | {name: metrics.get(name, 0.0) + float(amount) for name, amount in self.sums.items()}
+        if self.piece:
+            rows = {name: ClientRows.join(found) for name, found in self.forwarded.items()}
+            average = self.average
+            if average is None:  # a rule has no sum, but the weights of its updates are known
+                average = OnlineAverage(0, scale=self.scale)
+                average.add_weight([] if UPDATES not in rows else np.asarray(rows[UPDATES].weights).tolist())
+            return replace(average.result(metrics), rows=rows)
         if self.kept is None or self.aggregator.rule is None:
             assert self.average is not None
             return self.average.result(metrics)

@@ -7,7 +7,8 @@ A plain run has no uplink, and its trainers fuse what they can. Nothing that las
 moves before the round has ended well: `commit`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,7 @@ class Uplink:
             aggregator.require(int(sampler.cohort_size))
         self.times = np.zeros(num_clients, np.int64)  # how often each client has taken part
         self.next_times = self.times
+        self.in_pieces = False  # trainers train shares of a round, which somebody puts together
 
     @property
     def equal_weights(self) -> bool:
@@ -83,9 +85,31 @@ class Uplink:
         """Of a client's message."""
         return self.pipeline.bytes_per_update
 
+    @property
+    def forwards(self) -> bool:
+        """Whether updates leave a worker one by one: a rule, or attackers who collude, must see those of all."""
+        return self.aggregator.rule is not None or (self.attack is not None and self.attack.collude is not None)
+
+    @contextmanager
+    def pieces(self) -> Iterator[None]:
+        """In it trainers train pieces of rounds; who collects them begins with `collect`."""
+        before, self.in_pieces = self.in_pieces, True
+        try:
+            yield
+        finally:
+            self.in_pieces = before
+
     def open(self, round: int, clients: np.ndarray, scale: float) -> Receiver:
-        """Begin a round for these clients (m,); `scale` is the grid of the average."""
+        """Begin a round, or a piece of one, for these clients (m,); `scale` is the grid of the average."""
+        self.pipeline.begin(clients if self.in_pieces else None)
+        return self._receiver(round, clients, scale, piece=self.in_pieces)
+
+    def collect(self, round: int, clients: np.ndarray, scale: float) -> Receiver:
+        """Begin a round for these clients (m,) whose pieces come from elsewhere (`Receiver.merge`)."""
         self.pipeline.begin()
+        return self._receiver(round, clients, scale, piece=False)
+
+    def _receiver(self, round: int, clients: np.ndarray, scale: float, *, piece: bool) -> Receiver:
         return Receiver(
             self.pipeline,
             self.aggregator,
@@ -97,6 +121,7 @@ class Uplink:
             like=self.like,
             scale=scale,
             equal_weights=self.equal_weights,
+            piece=piece,
         )
 
     def empty(self) -> PartialAverage:

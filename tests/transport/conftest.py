@@ -12,10 +12,14 @@ import torch
 
 from fedsim import LocalConfig, ServerConfig, Simulation, __version__
 from fedsim.algorithms import fedavg
+from fedsim.algorithms.base import Algorithm
 from fedsim.initial_model import build_model
 from fedsim.models import logistic
+from fedsim.sampling import Population, uniform
+from fedsim.simulation import make_uplink, poisoned
 from fedsim.train.serial import SerialTrainer
 from fedsim.transport.base import Transport
+from fedsim.transport.carry import Carrying, Ledger
 from fedsim.transport.identity import Identity, layout_hash
 from fedsim.transport.inprocess import InProcess
 from fedsim.transport.join import listen
@@ -30,9 +34,14 @@ LOCAL = LocalConfig(learning_rate=0.1, batch_size=5)
 
 @dataclass
 class Net:
-    """A run whose rounds go to workers; `worker` and `scheduler` add nodes, `run` ends in the final vector."""
+    """A run whose rounds go to workers; `worker` and `scheduler` add nodes, `run` ends in the final vector.
+
+    `settings` are the star's, `parts` are what happens to updates (aggregator, transforms, attack).
+    """
 
     make_dataset: Callable[..., Any]
+    algorithm: Callable[[], Algorithm] = fedavg
+    parts: Callable[[], dict[str, Any]] = dict
     settings: dict[str, Any] = field(default_factory=dict)
     timeout: float = 30.0
     expected: int = 0
@@ -41,16 +50,18 @@ class Net:
     errors: list[Exception] = field(default_factory=list)
     workers: list[Worker] = field(default_factory=list)
 
-    def simulation(self, transport=None, **server) -> Simulation:
+    def simulation(self, transport=None, trainer: Callable[..., Any] = SerialTrainer, **server) -> Simulation:
         rounds = ServerConfig(**{"num_rounds": 4, "clients_per_round": 7, "evaluate_every": 0, **server})
         return Simulation(
             self.make_dataset(SIZES),
             logistic,
+            algorithm=self.algorithm(),
             local=LOCAL,
             server=rounds,
-            trainer=SerialTrainer,
+            trainer=trainer,
             transport=transport,
             device="cpu",
+            **self.parts(),
         )
 
     def identity(self, dataset, model, **changes) -> Identity:
@@ -62,11 +73,14 @@ class Net:
         return Identity(**{**about, **changes})
 
     def star(self, simulation: Simulation) -> Transport:
+        ledger = Ledger(simulation.own, simulation.uplink)
+        size = 4 * simulation.model.layout.size  # as much as any of these algorithms sends
         star = Star(
             listen("127.0.0.1:0"),
             secret=SECRET,
-            identity=self.identity(simulation.dataset, simulation.model),
+            identity=self.identity(simulation.dataset, simulation.model, size=size, row_bytes=ledger.row_bytes),
             own=simulation.own,
+            ledger=ledger,
             timeout=self.timeout,
             join_seconds=120,
             expected=lambda: self.expected,
@@ -88,12 +102,17 @@ class Net:
 
     def worker(self, address: str, **changes) -> Worker:
         sizes, wrap = changes.pop("sizes", SIZES), changes.pop("wrap", lambda own: own)
+        factory = changes.pop("trainer", SerialTrainer)
 
         def build(identity: Identity, upstream: list[str]) -> Built:
-            dataset = self.make_dataset(sizes)
-            model = build_model(dataset, logistic, seed=0, device="cpu")
-            trainer = SerialTrainer(dataset, model, fedavg(), LOCAL, seed=0)
-            own = InProcess(trainer, dataset.train, LOCAL, seed=0)
+            parts = {"aggregator": None, "transforms": (), "attack": None, **self.parts()}
+            dataset = poisoned(self.make_dataset(sizes), parts["attack"], 0)
+            model, algorithm = build_model(dataset, logistic, seed=0, device="cpu"), self.algorithm()
+            drawn = uniform(Population(sizes=dataset.train.sizes), 7)
+            uplink = make_uplink(model, algorithm, ServerConfig(), drawn, len(sizes), seed=0, **parts)
+            extra = {} if uplink is None else {"uplink": uplink}
+            trainer = factory(dataset, model, algorithm, LOCAL, seed=0, **extra)
+            own = Carrying(InProcess(trainer, dataset.train, LOCAL, seed=0), uplink)
             ours = self.identity(dataset, model)
             ready = {"config_hash": ours.config_hash, "dataset": ours.dataset, "layout": ours.layout}
             return Built(transport=wrap(own), device=torch.device("cpu"), ready=lambda: ready)
@@ -120,22 +139,28 @@ class Net:
             assert time.monotonic() < deadline, "they did not come back"
             self.stars[0].next_event(0.05)
 
-    def run(self, simulation: Simulation, between: Callable[[int], None] = lambda round: None) -> torch.Tensor:
-        """Gather the expected workers, run to the end, close; `between` is called after each round."""
+    def run(
+        self, simulation: Simulation, between: Callable[[Any], None] = lambda round: None, *, whole: bool = False
+    ) -> torch.Tensor:
+        """Gather the expected workers, run to the end, close; `between` is called with each round, or its metrics."""
         try:
             self.stars[0].gather()
             for metrics in simulation.rounds():
-                between(metrics["round"])
+                between(metrics if whole else metrics["round"])
         finally:
             simulation.close()
         return simulation.server.vector
 
-    def reference(self, **server) -> torch.Tensor:
-        """The final vector of the same run in one process."""
+    def alone(self, **server) -> Simulation:
+        """The same run in one process, finished."""
         simulation = self.simulation(**server)
         for _ in simulation.rounds():
             pass
-        return simulation.server.vector
+        return simulation
+
+    def reference(self, **server) -> torch.Tensor:
+        """The final vector of the same run in one process."""
+        return self.alone(**server).server.vector
 
     def close(self) -> None:
         for star in self.stars:

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsim.transport.divide import divide
+from fedsim.transport.divide import Pace, divide
 
 works = st.lists(st.integers(0, 1000), max_size=40).map(lambda values: np.array(values, np.int64))
 
@@ -33,3 +33,38 @@ def test_worked_example():
     """7, 5, 4, 3, 1 on two nodes: 7 | 5, then 4 to the second (9), 3 to the first (10), 1 to the second (10)."""
     first, second = divide(np.array([3, 5, 7, 1, 4]), [1.0, 1.0])
     assert (first.tolist(), second.tolist()) == ([0, 2], [1, 3, 4])
+
+
+@given(st.floats(1, 1e4), st.integers(2, 6), st.integers(0, 10))
+def test_a_node_that_once_looked_slow_gets_work_again_and_shows_its_speed(slower, num_nodes, more):
+    """As the star does it: who got nothing is hoped to be faster, and who works is measured; all are equally fast.
+
+    1.5 ** n >= slower after n divisions without work, and nodes of one speed all get one of as many tasks."""
+    paces = [Pace(1000.0) for _ in range(num_nodes)]
+    paces[0] = Pace(1000.0 / slower)
+    work = np.full(num_nodes + more, 100)
+    idle = 0
+    for _ in range(80):
+        speeds = [pace.speed or 1.0 for pace in paces]
+        for i, (pace, part) in enumerate(zip(paces, divide(work, speeds), strict=True)):
+            if len(part):
+                pace.saw(float(work[part].sum()), work[part].sum() / 1000.0)
+            else:
+                pace.passed_over(max(speeds))
+                idle += i == 0
+    assert idle <= np.log(slower) / np.log(1.5) + 1
+    assert paces[0].speed > 900
+
+
+def test_a_pace_forgets_and_hopes_no_further_than_the_fastest():
+    pace = Pace()
+    pace.passed_over(10.0)
+    assert pace.speed is None
+    pace.saw(6.0, 2.0)
+    assert pace.speed == 3.0
+    pace.saw(5.0, 1.0)
+    assert pace.speed == 4.0
+    pace.passed_over(5.0)
+    assert pace.speed == 5.0
+    pace.passed_over(1.0)
+    assert pace.speed == 5.0

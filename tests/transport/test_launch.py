@@ -17,7 +17,11 @@ from safetensors.torch import load_file
 
 import fedsim
 
-DEBUG = ["+experiment=debug", "data.num_clients=8", "server.num_rounds=40", "server.evaluate_every=0", "trainer=serial"]
+# clients keep a vector, and so does the way of their updates
+DEBUG = [
+    "+experiment=debug", "data.num_clients=8", "server.num_rounds=40", "server.evaluate_every=0", "trainer=serial",
+    "algorithm=scaffold", "transforms=[top_k]", "aggregator=median",
+]  # fmt: skip
 DISTRIBUTED = ["transport=torch_distributed", "transport.timeout=8", "transport.join_seconds=180"]
 SLACK = 60  # seconds more than the bound, for a busy machine
 PACKAGE = str(Path(fedsim.__file__).resolve().parents[1])
@@ -36,12 +40,18 @@ def _end_what_is_left():
 STARTED: list[subprocess.Popen[str]] = []
 
 
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch):
+    """Of every process that is started, from here or by a run in this process."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [PACKAGE, os.environ.get("PYTHONPATH")])))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
 def start(cwd: Path, *arguments: str, module=("-m", "fedsim"), **environment: str) -> subprocess.Popen[str]:
-    path = os.pathsep.join(filter(None, [PACKAGE, os.environ.get("PYTHONPATH")]))
     process = subprocess.Popen(
         [sys.executable, *module, *arguments],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -87,15 +97,20 @@ def model(directory: Path) -> bytes:
     return (directory / "model.safetensors").read_bytes()
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run directory of the same run in one process."""
-    directory = tmp_path_factory.mktemp("undisturbed")
-    finish(start(directory, *DEBUG, f"hydra.run.dir={directory}/run"))
-    return directory / "run"
+UNDISTURBED: list[Path] = []
 
 
-def test_kill_9_and_a_stop_in_the_middle_then_ctrl_c_and_resume(tmp_path, undisturbed):
+@pytest.fixture
+def undisturbed(fedsim, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of the same run in one process, made once."""
+    if not UNDISTURBED:
+        done = fedsim(*DEBUG, directory=tmp_path_factory.mktemp("undisturbed") / "run")
+        assert done.code == 0, done.err
+        UNDISTURBED.append(done.directory)
+    return UNDISTURBED[0]
+
+
+def test_kill_9_and_a_stop_in_the_middle_then_ctrl_c_and_resume(fedsim, tmp_path, undisturbed):
     """Three workers, of which one is killed, one stopped; then the run is interrupted, and resumed in one process."""
     directory = tmp_path / "run"
     workers = [*DISTRIBUTED, "transport.num_workers=3", "transport.slow_factor=1000", "checkpoint.every=5"]
@@ -123,7 +138,8 @@ def test_kill_9_and_a_stop_in_the_middle_then_ctrl_c_and_resume(tmp_path, undist
             assert probe.connect_ex(("127.0.0.1", port)) != 0
     assert rows(directory) < 40
 
-    finish(start(tmp_path, *DEBUG, f"checkpoint.resume={directory}"))  # where it runs may change at a resume
+    done = fedsim(*DEBUG, f"checkpoint.resume={directory}")  # where it runs may change at a resume
+    assert done.code == 0, done.err
     assert model(directory) == model(undisturbed)
     summary, reference = (json.loads((d / "summary.json").read_text()) for d in (directory, undisturbed))
     assert summary["final"] == reference["final"]
@@ -141,7 +157,7 @@ def test_a_server_that_is_killed_takes_its_nodes_along(tmp_path):
     assert not alive
 
 
-def test_nodes_on_several_machines_survive_a_restart_of_the_server(tmp_path, undisturbed):
+def test_nodes_on_several_machines_survive_a_restart_of_the_server(fedsim, tmp_path, undisturbed):
     """The server on 127.0.0.2, a worker that takes its configuration from there and one that states its own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.2", 0))
@@ -155,27 +171,33 @@ def test_nodes_on_several_machines_survive_a_restart_of_the_server(tmp_path, und
         start(tmp_path, "role=worker", *common, *more, f"hydra.run.dir={tmp_path}/w{i}")
         for i, more in enumerate([["transport.node=plain"], [*DEBUG, "trainer=serial", "transport.node=stating"]])
     ]
-    wrong = start(tmp_path, "role=worker", *common, *DEBUG, "seed=5", f"hydra.run.dir={tmp_path}/w2")
-    assert "refused this node: its configuration differs in seed (5 there, 0 here)" in finish(wrong, 1)
+    wrong = fedsim("role=worker", *common, *DEBUG, "seed=5", directory=tmp_path / "w2")
+    assert wrong.code == 1
+    assert "refused this node: its configuration differs in seed (5 there, 0 here)" in wrong.err
     wait_for(lambda: rows(directory) >= 10 or server.poll() is not None, "round 10")
     server.kill()
     server.communicate(timeout=SLACK)
-    server = start(tmp_path, *serve, f"checkpoint.resume={directory}", "checkpoint.every=5")
-    finish(server)
+    done = fedsim(*serve, f"checkpoint.resume={directory}", "checkpoint.every=5")
+    assert done.code == 0, done.err
     for worker in workers:
         finish(worker)
     assert model(directory) == model(undisturbed)
 
 
-def test_workers_build_the_trainer_that_a_run_was_begun_with(tmp_path):
+def test_workers_build_the_trainer_that_a_run_was_begun_with(fedsim, tmp_path):
     """trainer=auto: the choice is in the run's directory; workers take it from the server and measure nothing."""
     automatic = [*DEBUG[:2], "server.evaluate_every=0", "checkpoint.every=2"]
-    finish(start(tmp_path, *automatic, "server.num_rounds=2", f"hydra.run.dir={tmp_path}/alone"))
+
+    def run(*arguments, directory=None):
+        done = fedsim(*automatic, *arguments, directory=directory)
+        assert done.code == 0, done.err
+
+    run("server.num_rounds=2", directory=tmp_path / "alone")
     (tmp_path / "alone" / "trainer.json").write_text('{"num_slots": 2, "num_threads": 1}')
     shutil.copytree(tmp_path / "alone", tmp_path / "apart")
-    resumed = [*automatic, "server.num_rounds=4"]
-    finish(start(tmp_path, *resumed, f"checkpoint.resume={tmp_path}/alone"))
-    finish(start(tmp_path, *resumed, *DISTRIBUTED, "transport.num_workers=2", f"checkpoint.resume={tmp_path}/apart"))
+    run("server.num_rounds=4", f"checkpoint.resume={tmp_path}/alone")
+    apart = [*DISTRIBUTED, "transport.num_workers=2", f"checkpoint.resume={tmp_path}/apart"]
+    run("server.num_rounds=4", *apart)
     for i in range(2):
         printed = (tmp_path / "apart" / "nodes" / f"worker_{i}.log").read_text()
         assert "trains with trainer=vectorized trainer.num_slots=2 with 1 thread (as the server chose)" in printed
