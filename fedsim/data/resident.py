@@ -1,10 +1,28 @@
 """Samples where the device can gather them: on the device when they fit, else on the host."""
 
+from typing import Protocol
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedsim.data.federated import FederatedDataset, Split
+
+
+class Samples(Protocol):
+    """Where minibatches come from."""
+
+    def samples_at_once(self, num_bytes: int) -> int:
+        """Samples whose inputs take `num_bytes` in storage; at least one."""
+        ...
+
+    def rows(self, rows: np.ndarray) -> Tensor:
+        """Row numbers as `gather` wants them."""
+        ...
+
+    def gather(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """(n,) rows to inputs (n, ...) and targets (n, ...), valid until the next gather."""
+        ...
 
 
 class ResidentSplit:

@@ -30,3 +30,7 @@ class Trainer(Protocol):
     def train(self, plan: Plan, broadcast: Tensor, scale: float) -> PartialAverage:
         """Train every client of the plan from `broadcast` (P + Q + ...,) and average the updates."""
         ...
+
+    def close(self) -> None:
+        """End what the trainer has started; it cannot train any more."""
+        ...

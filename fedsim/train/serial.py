@@ -14,12 +14,12 @@ from fedsim.algorithms.base import Algorithm, client_weights, update_size
 from fedsim.client_state import ClientVectors
 from fedsim.config import LocalConfig
 from fedsim.data.federated import FederatedDataset
-from fedsim.data.resident import ResidentSplit
+from fedsim.data.resident import ResidentSplit, Samples
 from fedsim.rng import torch_stream
 from fedsim.train.hooked import ClientMemory, HookedSlots
 from fedsim.train.outcome import summarise
 from fedsim.train.plan import Plan
-from fedsim.train.rows import SerialGradient
+from fedsim.train.rows import RowGradient, SerialGradient
 from fedsim.train.step import SerialStep, is_stochastic
 from fedsim.uplink import Uplink
 from fedsim.vector import FlatModel
@@ -38,6 +38,8 @@ class SerialTrainer:
         local: the optimizer's settings.
         seed: the run's seed, for dropout.
         uplink: where updates go; None: into their mean.
+        data: where minibatches come from; None: the training samples.
+        gradient: of one model on what `data` gives; None: plain autograd.
     """
 
     num_slots = 1
@@ -52,9 +54,12 @@ class SerialTrainer:
         *,
         seed: int = 0,
         uplink: Uplink | None = None,
+        data: Samples | None = None,
+        gradient: RowGradient | None = None,
     ) -> None:
         self.dataset, self.model, self.seed, self.uplink = dataset, model, seed, uplink
-        self.data = ResidentSplit(dataset, dataset.train, model.device)
+        self.data = data or ResidentSplit(dataset, dataset.train, model.device)
+        self.gradient = gradient
         self.algorithm, self.local, self.memory = algorithm, local, ClientMemory(algorithm, model)
         self.plain = SerialStep(model, local)
         self.stochastic = is_stochastic(model.module)
@@ -67,6 +72,9 @@ class SerialTrainer:
     def history_bytes(self, steps: int, batch: int) -> int:
         """Nothing is remembered."""
         return 0
+
+    def close(self) -> None:
+        """Nothing was started."""
 
     def train(self, plan: Plan, broadcast: Tensor, scale: float) -> PartialAverage:
         """Train every client of the plan from `broadcast` (P + Q + ...,) and average the updates.
@@ -90,8 +98,8 @@ class SerialTrainer:
             average = self.uplink.open(plan.round, plan.clients, scale)
         weights = client_weights(self.algorithm, layout, plan.clients, plan.weights, broadcast).tolist()
         slots, start = None, broadcast[: layout.size]
-        if record.hooked or local.optimizer != "sgd":
-            gradient, rows = SerialGradient(self.model), self.model.vector.view(1, -1)
+        if record.hooked or local.optimizer != "sgd" or self.gradient is not None:
+            gradient, rows = self.gradient or SerialGradient(self.model), self.model.vector.view(1, -1)
             slots = HookedSlots(
                 self.model,
                 record,
