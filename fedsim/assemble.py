@@ -21,6 +21,8 @@ from fedsim.simulation import Simulation
 from fedsim.tracking.run_directory import read_trainer
 from fedsim.tracking.summary import config_hash
 from fedsim.train.calibrate import Auto, Choice, set_threads
+from fedsim.train.serial import SerialTrainer
+from fedsim.train.silo import Silo, SiloTrainer, require_separable
 from fedsim.transport.base import Transport
 from fedsim.transport.identity import Identity, layout_hash
 from fedsim.transport.inprocess import InProcess
@@ -28,6 +30,7 @@ from fedsim.transport.join import SECRET, listen, read_secret, split_address
 from fedsim.transport.launch import Nodes, new_secret, threads_each
 from fedsim.transport.place import Place, exchange_address
 from fedsim.transport.scheduler import Scheduler
+from fedsim.transport.silo import dismiss, follow, lead
 from fedsim.transport.star import Star
 from fedsim.transport.tree import Branch, count_workers, read_tree
 from fedsim.transport.worker import Built, Worker
@@ -62,6 +65,8 @@ def build_simulation(
     dataset = build_dataset(config, note)
     distributed = place.role == "server" or config.transport.name == "torch_distributed"
     trainer = instantiate(config.trainer)
+    if isinstance(trainer, Silo):  # a server's own trainer only stands in for workers
+        trainer = SerialTrainer if distributed else silo_trainer(trainer, config, plain, place, directory)
     if distributed and place.role == "local" and "OMP_NUM_THREADS" not in os.environ:
         # as many as each worker has, for clients may end up here
         torch.set_num_threads(threads_each(num_started(config.transport)))
@@ -89,8 +94,84 @@ def build_simulation(
         trainer=trainer,
         transport=star if distributed else None,
         seed=config.seed,
-        device=config.device,
+        device=config.device if distributed else _silo_device(instantiate(config.trainer), place, config.device),
     )
+
+
+def silo_trainer(
+    silo: Silo, config: Config, plain: dict[str, Any], place: Place, directory: Path
+) -> Callable[..., SiloTrainer]:
+    """A factory of the trainer that this process shares with others (`fedsim.train.silo`).
+
+    Args:
+        silo: settings.
+        config, plain: the run as this process knows it; the others take it from here.
+        place: of this process.
+        directory: those that are started here print into its folder nodes/.
+    """
+    settings = config.transport
+    secret = read_secret(settings.secret_file)
+    if secret is None and place.seat is not None:
+        raise ValueError(NO_SECRET)
+
+    begun = False
+
+    def make(dataset: FederatedDataset, model: FlatModel, *rest: Any, **more: Any) -> SiloTrainer:
+        nonlocal begun
+        require_separable(model.module)  # before anybody is started
+        if begun and place.seat is not None:
+            raise ValueError("the parent now runs something else; start this silo again")
+        begun = True
+        group, end = lead(
+            silo,
+            place.seat,
+            config=plain,
+            about=_about(dataset, model),
+            secret=secret or new_secret(),
+            join_seconds=settings.join_seconds,
+            device=config.device,
+            name=settings.node or "silo",
+            directory=directory / "nodes",
+        )
+        return SiloTrainer(dataset, model, *rest, group=group, ended=end, **more)
+
+    return make
+
+
+def _about(dataset: FederatedDataset, model: FlatModel) -> dict[str, str]:
+    layout = layout_hash(model.layout, model.vector.dtype)
+    return {"version": __version__, "dataset": dataset.fingerprint(), "layout": layout}
+
+
+def follow_silo(
+    config: Config,
+    place: Place,
+    resolve: Callable[[dict[str, Any]], tuple[Config, dict[str, Any]]],
+    note: Callable[[str], None],
+) -> None:
+    """Be a process of a silo that is not its first, until the first one ends it; arguments as for `run_node`."""
+    assert place.seat is not None
+    secret = read_secret(config.transport.secret_file)
+    if secret is None:
+        raise ValueError(NO_SECRET)
+
+    def build(leading: dict[str, Any]) -> tuple[Silo, FederatedDataset, FlatModel, dict[str, str]]:
+        theirs, _ = resolve(leading)
+        silo = instantiate(leading["trainer"])
+        dataset = build_dataset(theirs, note)
+        device = _silo_device(silo, place, theirs.device)
+        model = build_model(dataset, instantiate(theirs.model), seed=theirs.seed, device=device)
+        return silo, dataset, model, _about(dataset, model)
+
+    follow(place.seat, secret=secret, build=build)
+
+
+def _silo_device(silo: object, place: Place, device: str) -> str:
+    """Of this process, which may be one of a silo."""
+    rank = 0 if place.seat is None else place.seat.rank
+    if isinstance(silo, Silo) and silo.devices is not None and rank < len(silo.devices):
+        return silo.devices[rank]
+    return _device(device, place.local_rank)
 
 
 def num_started(settings: TransportConfig) -> int:
@@ -216,6 +297,7 @@ def run_node(
     name: str,
     resolve: Callable[[dict[str, Any]], tuple[Config, dict[str, Any]]],
     note: Callable[[str], None],
+    directory: Path,
 ) -> None:
     """Be a worker or a scheduler until the run has ended.
 
@@ -226,6 +308,7 @@ def run_node(
         name: for the parent's log.
         resolve: the server's configuration -> the same with this node's own choices, checked and plain.
         note: see `build_dataset`.
+        directory: of this node; processes that it starts print into its folder nodes/.
 
     Raises:
         ValueError: the parent refuses this node, or the configuration cannot be built here.
@@ -262,9 +345,10 @@ def run_node(
             trainer = Choice(**identity.choice, reason="as the server chose", table=[])
             log.info(f"trains with {trainer}")
         dataset = build_dataset(theirs, note)
-        model = build_model(
-            dataset, instantiate(theirs.model), seed=theirs.seed, device=_device(config.device, place.local_rank)
-        )
+        device = _silo_device(trainer, place, config.device)
+        model = build_model(dataset, instantiate(theirs.model), seed=theirs.seed, device=device)
+        if isinstance(trainer, Silo):
+            trainer = silo_trainer(trainer, theirs, plain, place, directory)
         if isinstance(trainer, Choice):
             set_threads(trainer.num_threads)
             trainer = trainer.trainer()
@@ -274,7 +358,11 @@ def run_node(
         ready = {"config_hash": built.config_hash, "dataset": built.dataset, "layout": built.layout}
         return Built(transport=own, device=model.device, ready=lambda: ready)
 
-    Worker([address], build=build, **joining).run()
+    try:
+        Worker([address], build=build, **joining).run()
+    finally:
+        if place.seat is not None:
+            dismiss(place.seat, secret)
 
 
 def _device(name: str, local_rank: int | None) -> str:

@@ -131,10 +131,10 @@ def _run(cfg: DictConfig) -> float | None:
     config = validated(cfg)
     plain = _plain(cfg)
     place_module = importlib.import_module("fedsim.transport.place")
-    place = place_module.find_place(config.role, config.transport)
+    place = place_module.find_place(config.role, config.transport, silo="num_processes" in config.trainer)
     if place.role != "local" or config.transport.name == "torch_distributed":
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # peers that go are told of in one line of our own
-    if place.role in ("worker", "scheduler"):
+    if place.role in ("worker", "scheduler", "member"):
         _node(config, plain, place)
         return None
     directory = Path(HydraConfig.get().runtime.output_dir)
@@ -205,7 +205,7 @@ def _run(cfg: DictConfig) -> float | None:
 
 
 def _node(config: Config, plain: dict[str, Any], place: Any) -> None:
-    """Be a worker or a scheduler. Options of the command line that are not a node's own must agree with the server's;
+    """Be a worker, a scheduler or a process of a silo. Options of the command line that are not a node's own must agree with the server's;
     without such options it takes the server's configuration as it is."""
     launch = importlib.import_module("fedsim.transport.launch")
     launch.end_with_starter()
@@ -227,7 +227,11 @@ def _node(config: Config, plain: dict[str, Any], place: Any) -> None:
 
     name = config.transport.node or f"{socket.gethostname()}-{os.getpid()}"
     try:
-        assemble.run_node(config, assemble.claims_of(plain) if insists else None, place, name, resolve, log.warning)
+        if place.role == "member":
+            assemble.follow_silo(config, place, resolve, log.warning)
+            return
+        claims, directory = assemble.claims_of(plain) if insists else None, Path(HydraConfig.get().runtime.output_dir)
+        assemble.run_node(config, claims, place, name, resolve, log.warning, directory)
     except KeyboardInterrupt:
         print(f"fedsim: {name} stopped", file=sys.stderr)
         sys.exit(130)

@@ -126,7 +126,7 @@ class Worker:
             if message.kind == "welcome":
                 self._prepare(link, message)
             elif message.kind == "job":
-                link.send(self._train(message))
+                self._answer(link, message)
             elif message.kind == "accepted":
                 log.info(f"{self.name} joined {link.name}")
 
@@ -142,6 +142,20 @@ class Worker:
                 link.join()
                 raise
         link.send(Message(kind="ready", fields=self.built[1].ready()))
+
+    def _answer(self, link: Link, message: Message) -> None:
+        """Send a share's answer.
+
+        Raises:
+            ConnectionError: the processes that this node trains with are gone, and so it ends.
+        """
+        try:
+            link.send(self._train(message))
+        except ConnectionError as error:
+            fields = {"share": message.fields["share"], "blame": "node", "reason": str(error)}
+            link.close(Message(kind="failed", fields=fields))
+            link.join()
+            raise
 
     def _train(self, message: Message) -> Message:
         """A share's answer: its partial average, or why there is none."""

@@ -21,7 +21,7 @@ from fedsim.transport.link import gloo_device
 
 # the last minibatch of 5 has 2, 3, 1, 4 or 5 samples; one client has fewer samples than a silo has processes
 SIZES = [7, 23, 1, 31, 14, 0, 20]
-MOMENTUM = LocalConfig(batch_size=5, num_epochs=3, learning_rate=0.05, momentum=0.9)
+MOMENTUM = LocalConfig(batch_size=5, num_epochs=2, learning_rate=0.05, momentum=0.9)
 RICH = replace(MOMENTUM, nesterov=True, weight_decay=1e-2, max_gradient_norm=0.5)
 
 
@@ -83,8 +83,8 @@ def silos():
     silos.join()
 
 
-def run(dataset, model, trainer, *, algorithm=None, local=MOMENTUM, rounds=3):
-    server = ServerConfig(num_rounds=rounds, clients_per_round=5, evaluate_every=0)
+def run(dataset, model, trainer, *, algorithm=None, local=MOMENTUM, rounds=2):
+    server = ServerConfig(num_rounds=rounds, clients_per_round=min(5, dataset.num_clients), evaluate_every=0)
     simulation = Simulation(
         dataset, model, algorithm=algorithm, local=local, server=server, trainer=trainer, device="cpu"
     )
