@@ -16,21 +16,23 @@ from fedsim.algorithms.base import lengths, update_size
 from fedsim.checkpoint import comparable
 from fedsim.config import Config, TransportConfig
 from fedsim.data.federated import FederatedDataset
+from fedsim.data.remote import is_remote
 from fedsim.initial_model import build_model
+from fedsim.silos import node_device, silo_trainer
 from fedsim.simulation import Simulation
 from fedsim.tracking.run_directory import read_trainer
 from fedsim.tracking.summary import config_hash
 from fedsim.train.calibrate import Auto, Choice, set_threads
 from fedsim.train.serial import SerialTrainer
-from fedsim.train.silo import Silo, SiloTrainer, require_separable
+from fedsim.train.silo import Silo
 from fedsim.transport.base import Transport
 from fedsim.transport.identity import Identity, layout_hash
 from fedsim.transport.inprocess import InProcess
-from fedsim.transport.join import SECRET, listen, read_secret, split_address
+from fedsim.transport.join import listen, read_secret, require_secret, split_address
 from fedsim.transport.launch import Nodes, new_secret, threads_each
 from fedsim.transport.place import Place, exchange_address
 from fedsim.transport.scheduler import Scheduler
-from fedsim.transport.silo import dismiss, follow, lead
+from fedsim.transport.silo import dismiss
 from fedsim.transport.star import Star
 from fedsim.transport.tree import Branch, count_workers, read_tree
 from fedsim.transport.worker import Built, Worker
@@ -39,7 +41,7 @@ from fedsim.vector import FlatModel
 log = logging.getLogger("fedsim")
 
 # A node may choose these for itself; everything else it takes from the server.
-NODE_KEYS = ("role", "transport", "device", "trainer", "data.root", "data.cache_dir", "data.download")
+NODE_KEYS = ("role", "transport", "device", "trainer", "deployment", "data.root", "data.cache_dir", "data.download")
 
 
 def build_dataset(config: Config, note: Callable[[str], None]) -> FederatedDataset:
@@ -94,84 +96,8 @@ def build_simulation(
         trainer=trainer,
         transport=star if distributed else None,
         seed=config.seed,
-        device=config.device if distributed else _silo_device(instantiate(config.trainer), place, config.device),
+        device=config.device if distributed else node_device(instantiate(config.trainer), place, config.device),
     )
-
-
-def silo_trainer(
-    silo: Silo, config: Config, plain: dict[str, Any], place: Place, directory: Path
-) -> Callable[..., SiloTrainer]:
-    """A factory of the trainer that this process shares with others (`fedsim.train.silo`).
-
-    Args:
-        silo: settings.
-        config, plain: the run as this process knows it; the others take it from here.
-        place: of this process.
-        directory: those that are started here print into its folder nodes/.
-    """
-    settings = config.transport
-    secret = read_secret(settings.secret_file)
-    if secret is None and place.seat is not None:
-        raise ValueError(NO_SECRET)
-
-    begun = False
-
-    def make(dataset: FederatedDataset, model: FlatModel, *rest: Any, **more: Any) -> SiloTrainer:
-        nonlocal begun
-        require_separable(model.module)  # before anybody is started
-        if begun and place.seat is not None:
-            raise ValueError("the parent now runs something else; start this silo again")
-        begun = True
-        group, end = lead(
-            silo,
-            place.seat,
-            config=plain,
-            about=_about(dataset, model),
-            secret=secret or new_secret(),
-            join_seconds=settings.join_seconds,
-            device=config.device,
-            name=settings.node or "silo",
-            directory=directory / "nodes",
-        )
-        return SiloTrainer(dataset, model, *rest, group=group, ended=end, **more)
-
-    return make
-
-
-def _about(dataset: FederatedDataset, model: FlatModel) -> dict[str, str]:
-    layout = layout_hash(model.layout, model.vector.dtype)
-    return {"version": __version__, "dataset": dataset.fingerprint(), "layout": layout}
-
-
-def follow_silo(
-    config: Config,
-    place: Place,
-    resolve: Callable[[dict[str, Any]], tuple[Config, dict[str, Any]]],
-    note: Callable[[str], None],
-) -> None:
-    """Be a process of a silo that is not its first, until the first one ends it; arguments as for `run_node`."""
-    assert place.seat is not None
-    secret = read_secret(config.transport.secret_file)
-    if secret is None:
-        raise ValueError(NO_SECRET)
-
-    def build(leading: dict[str, Any]) -> tuple[Silo, FederatedDataset, FlatModel, dict[str, str]]:
-        theirs, _ = resolve(leading)
-        silo = instantiate(leading["trainer"])
-        dataset = build_dataset(theirs, note)
-        device = _silo_device(silo, place, theirs.device)
-        model = build_model(dataset, instantiate(theirs.model), seed=theirs.seed, device=device)
-        return silo, dataset, model, _about(dataset, model)
-
-    follow(place.seat, secret=secret, build=build)
-
-
-def _silo_device(silo: object, place: Place, device: str) -> str:
-    """Of this process, which may be one of a silo."""
-    rank = 0 if place.seat is None else place.seat.rank
-    if isinstance(silo, Silo) and silo.devices is not None and rank < len(silo.devices):
-        return silo.devices[rank]
-    return _device(device, place.local_rank)
 
 
 def num_started(settings: TransportConfig) -> int:
@@ -205,10 +131,7 @@ def open_star(
     branches = read_tree(settings.tree)
     starts = place.role == "local"
     wanted = num_started(settings)
-    secret = read_secret(settings.secret_file)
-    if secret is None and not starts:
-        raise ValueError(NO_SECRET)
-    secret = secret or new_secret()
+    secret = (read_secret(settings.secret_file) or new_secret()) if starts else require_secret(settings.secret_file)
     nodes: Nodes | None = None
 
     def expected() -> int:
@@ -254,12 +177,6 @@ def open_star(
         raise
 
 
-NO_SECRET = (
-    f"nodes that join over the network share a secret: set {SECRET} in the environment of each, or "
-    "transport.secret_file=FILE; openssl rand -hex 32 makes one"
-)
-
-
 def identity_of(
     plain: dict[str, Any],
     dataset: FederatedDataset,
@@ -298,6 +215,7 @@ def run_node(
     resolve: Callable[[dict[str, Any]], tuple[Config, dict[str, Any]]],
     note: Callable[[str], None],
     directory: Path,
+    own_data: Callable[..., Built],
 ) -> None:
     """Be a worker or a scheduler until the run has ended.
 
@@ -309,15 +227,14 @@ def run_node(
         resolve: the server's configuration -> the same with this node's own choices, checked and plain.
         note: see `build_dataset`.
         directory: of this node; processes that it starts print into its folder nodes/.
+        own_data: builds a worker with data of its own (`fedsim.deploy.build_worker`).
 
     Raises:
         ValueError: the parent refuses this node, or the configuration cannot be built here.
         ConnectionError: there is no parent.
     """
     settings = config.transport
-    secret = read_secret(settings.secret_file)
-    if secret is None:
-        raise ValueError(NO_SECRET)
+    secret = require_secret(settings.secret_file)
     if place.rendezvous is None:
         assert place.address is not None
         address = place.address
@@ -335,6 +252,8 @@ def run_node(
 
     def build(identity: Identity, upstream: list[str]) -> Built:
         theirs, plain = resolve(identity.config)
+        if is_remote(identity.config["data"]):
+            return own_data(identity, config, theirs, plain, place, directory, note)
         algorithm = instantiate(theirs.algorithm)
         trainer = instantiate(theirs.trainer)
         if isinstance(trainer, Auto):
@@ -345,7 +264,7 @@ def run_node(
             trainer = Choice(**identity.choice, reason="as the server chose", table=[])
             log.info(f"trains with {trainer}")
         dataset = build_dataset(theirs, note)
-        device = _silo_device(trainer, place, config.device)
+        device = node_device(trainer, place, config.device)
         model = build_model(dataset, instantiate(theirs.model), seed=theirs.seed, device=device)
         if isinstance(trainer, Silo):
             trainer = silo_trainer(trainer, theirs, plain, place, directory)
@@ -363,13 +282,6 @@ def run_node(
     finally:
         if place.seat is not None:
             dismiss(place.seat, secret)
-
-
-def _device(name: str, local_rank: int | None) -> str:
-    """ "auto" is, for process `local_rank` of its machine, one of its GPUs."""
-    if name == "auto" and local_rank is not None and torch.cuda.is_available():
-        return f"cuda:{local_rank % torch.cuda.device_count()}"
-    return name
 
 
 def _serve_at(serve: str | None, tree: tuple[Branch, ...], node: str | None) -> socket.socket:

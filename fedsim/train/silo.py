@@ -12,7 +12,8 @@ client, and could part. Here these lie in one place, so that every algorithm, op
 as it does elsewhere; a step costs one broadcast more.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -168,7 +169,7 @@ class SiloTrainer:
         group: Group,
         seed: int = 0,
         uplink: Uplink | None = None,
-        ended: Any = None,
+        ended: Callable[[], None] | None = None,
     ) -> None:
         require_separable(model.module)
         self.group, self.ended, self.size = group, ended, group.size
@@ -208,10 +209,8 @@ class SiloTrainer:
     def close(self) -> None:
         """End the other processes."""
         if self.group.group is not None:
-            try:
+            with contextlib.suppress(SiloBroken):  # they have ended
                 self.group.broadcast(torch.tensor([_END] + [0] * (_HEADER - 1)))
-            except SiloBroken:
-                pass  # they have ended
             self.group.leave()
         if self.ended is not None:
             self.ended()
@@ -286,7 +285,9 @@ class _SiloGradient:
         except BaseException as error:
             group.leave()  # the others wait for this part
             if isinstance(error, RuntimeError):
-                raise SiloBroken(f"the first process of this silo failed: {str(error).splitlines()[0][:160]}") from error
+                raise SiloBroken(
+                    f"the first process of this silo failed: {str(error).splitlines()[0][:160]}"
+                ) from error
             raise
         sums = group.add(sums).to(rows.device)
         if after is not None and not torch.equal(after, before):

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -47,6 +47,7 @@ class Child:
         share: what it trains now, or still trains although it is not needed any more.
         begun: time when it was given that (monotonic seconds).
         speed: samples a second that one of its workers has shown, a running average; None: unknown.
+        holds: what it says of clients whose data only it has (`fedsim.transport.owners`); None: it has the run's data.
     """
 
     link: Link
@@ -56,6 +57,7 @@ class Child:
     share: "Share | None" = None
     begun: float = 0.0
     speed: float | None = None
+    holds: dict[str, Any] | None = None
 
 
 @dataclass(eq=False, kw_only=True)

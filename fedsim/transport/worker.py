@@ -5,8 +5,8 @@ A worker trains in a trainer of its own; a scheduler (`fedsim.transport.schedule
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -33,12 +33,14 @@ class Built:
         device: where the broadcast should be.
         ready: what it tells the parent: config_hash, dataset and layout of a worker, role and workers of a scheduler.
         idle: called a few times a second while there is nothing to do.
+        handlers: what answers messages of other kinds; None: no answer.
     """
 
     transport: Transport
     device: torch.device
     ready: Callable[[], dict[str, Any]]
     idle: Callable[[], None] | None = None
+    handlers: Mapping[str, Callable[[Message], Message | None]] = field(default_factory=dict)
 
 
 class Worker:
@@ -127,6 +129,10 @@ class Worker:
                 self._prepare(link, message)
             elif message.kind == "job":
                 self._answer(link, message)
+            elif self.built is not None and message.kind in self.built[1].handlers:
+                answer = self.built[1].handlers[message.kind](message)
+                if answer is not None:
+                    link.send(answer)
             elif message.kind == "accepted":
                 log.info(f"{self.name} joined {link.name}")
 

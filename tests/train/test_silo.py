@@ -207,7 +207,7 @@ def test_a_process_that_stands_still_ends_the_silo_within_the_bound(make_dataset
     dataset = make_dataset(SIZES)
     group = silos.start(dataset, logistic, 3, timeout=1.0, answers=20)
     begin = time.monotonic()
-    with pytest.raises(SiloBroken, match="a process of this silo (does not answer|is gone)"):
+    with pytest.raises(SiloBroken, match=r"a process of this silo (does not answer|is gone)"):
         run(dataset, logistic, silo_of(group), rounds=50)
     assert time.monotonic() - begin < 20
     with pytest.raises(SiloBroken, match="has lost a process before"):

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -75,28 +74,16 @@ def assert_equal(model: Path, reference: Path) -> None:
         torch.testing.assert_close(ours[name], tensor, atol=1e-6, rtol=0)
 
 
-def free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
-
-
-def test_two_silos_of_2_and_1_processes_end_in_the_model_of_one_process(tmp_path, alone):
-    """One is started by torchrun, the other by itself; each trains one of the two clients."""
-    address = f"transport.address={free_address()}"
-    server = start(
-        tmp_path, *DEBUG, "role=server", "trainer=serial", address, "transport.num_workers=2",
-        "transport.slow_factor=1000", f"hydra.run.dir={tmp_path}/run",
-    )  # fmt: skip
-    silo = ["-m", "fedsim", "role=worker", "trainer=silo", address]
+def test_two_silos_of_2_and_1_processes_end_in_the_model_of_one_process(tmp_path, alone, page_commands):
+    """The page's commands: one is started by torchrun, the other by itself; each trains one of the two clients."""
+    serve, torchrun, single = page_commands("Silos")
+    assert torchrun[0] == "torchrun"
+    server = start(tmp_path, *serve[3:], *DEBUG[1:], "transport.slow_factor=1000", f"hydra.run.dir={tmp_path}/run")
     large = start(
-        tmp_path, "--standalone", "--nproc-per-node", "2", *silo, "transport.node=large",
-        f"hydra.run.dir={tmp_path}/large", module=("-m", "torch.distributed.run"),
+        tmp_path, *torchrun[1:], "transport.node=large", f"hydra.run.dir={tmp_path}/large",
+        module=("-m", "torch.distributed.run"),
     )  # fmt: skip
-    small = start(
-        tmp_path, *silo, "trainer.num_processes=1", "transport.node=small", f"hydra.run.dir={tmp_path}/small",
-        module=(),
-    )  # fmt: skip
+    small = start(tmp_path, *single[3:], "transport.node=small", f"hydra.run.dir={tmp_path}/small")
     out = finish(server)
     finish(large), finish(small)
     assert_equal(tmp_path / "run" / "model.safetensors", alone)
@@ -115,7 +102,7 @@ def test_a_process_that_is_stopped_ends_its_silo_and_the_run_goes_on(tmp_path, a
     server = start(
         tmp_path, *DEBUG, "trainer=silo", "trainer.num_processes=2", "trainer.timeout=3", "transport=torch_distributed",
         "transport.num_workers=1", "transport.slow_factor=1000", f"hydra.run.dir={directory}",
-        "server.num_rounds=200", "checkpoint.every=0",
+        "server.num_rounds=80", "checkpoint.every=0",
     )  # fmt: skip
     metrics = directory / "metrics.jsonl"
     deadline = time.monotonic() + 400
@@ -125,7 +112,6 @@ def test_a_process_that_is_stopped_ends_its_silo_and_the_run_goes_on(tmp_path, a
         time.sleep(0.02)
     (worker,) = psutil.Process(server.pid).children()
     (member,) = worker.children()
-    assert "device=cpu" in " ".join(member.cmdline()) or "device=auto" in " ".join(member.cmdline())
     member.send_signal(signal.SIGSTOP)
     begin = time.monotonic()
     while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE:
@@ -135,10 +121,10 @@ def test_a_process_that_is_stopped_ends_its_silo_and_the_run_goes_on(tmp_path, a
     assert "lost worker_0: a process of this silo does not answer" in out
     assert "the server trains" in out
     assert not member.is_running()
-    reference = start(tmp_path, *DEBUG, "trainer=serial", "server.num_rounds=200", f"hydra.run.dir={tmp_path}/alone")
+    reference = start(tmp_path, *DEBUG, "trainer=serial", "server.num_rounds=80", f"hydra.run.dir={tmp_path}/alone")
     finish(reference)
     ours, theirs = load_file(directory / "model.safetensors"), load_file(tmp_path / "alone" / "model.safetensors")
-    for name, tensor in theirs.items():  # rounding of the first rounds, after 200
+    for name, tensor in theirs.items():  # rounding of the first rounds, after 80
         torch.testing.assert_close(ours[name], tensor, atol=1e-4, rtol=0)
 
 
@@ -159,9 +145,7 @@ def test_which_process_of_a_silo_this_is():
     assert find_place("worker", joins, env).role == "worker"
     assert find_place("local", TransportConfig(), env, silo=True).role == "member"
     assert find_place("local", TransportConfig(), {}, silo=True).seat is None
-    assert find_seat(first.seat.other(2)) == find_seat(
-        {**env, "RANK": "2", "LOCAL_RANK": "2", "LOCAL_WORLD_SIZE": "4"}
-    )
+    assert find_seat(first.seat.other(2)) == find_seat({**env, "RANK": "2", "LOCAL_RANK": "2", "LOCAL_WORLD_SIZE": "4"})
 
 
 def test_notes_between_processes_are_signed():
