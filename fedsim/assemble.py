@@ -18,20 +18,25 @@ from fedsim.checkpoint import comparable
 from fedsim.clock import clients_asked
 from fedsim.config import Config, TransportConfig
 from fedsim.data.federated import FederatedDataset
+from fedsim.data.remote import is_remote
 from fedsim.initial_model import build_model
 from fedsim.sampling import Population
+from fedsim.silos import node_device, silo_trainer
 from fedsim.simulation import Simulation, make_uplink, poisoned
 from fedsim.tracking.readback import read_trainer
 from fedsim.tracking.summary import config_hash
 from fedsim.train.calibrate import Auto, Choice, set_threads
+from fedsim.train.serial import SerialTrainer
+from fedsim.train.silo import Silo
 from fedsim.transport.base import Transport
 from fedsim.transport.carry import Carrying, Ledger
 from fedsim.transport.identity import Identity, layout_hash
 from fedsim.transport.inprocess import InProcess
-from fedsim.transport.join import SECRET, listen, read_secret, split_address
+from fedsim.transport.join import listen, read_secret, require_secret, split_address
 from fedsim.transport.launch import Nodes, new_secret, threads_each
 from fedsim.transport.place import Place, exchange_address
 from fedsim.transport.scheduler import Scheduler
+from fedsim.transport.silo import dismiss
 from fedsim.transport.star import Star
 from fedsim.transport.tree import Branch, count_workers, read_tree
 from fedsim.transport.worker import Built, Worker
@@ -40,7 +45,7 @@ from fedsim.vector import FlatModel
 log = logging.getLogger("fedsim")
 
 # A node may choose these for itself; everything else it takes from the server.
-NODE_KEYS = ("role", "transport", "device", "trainer", "data.root", "data.cache_dir", "data.download")
+NODE_KEYS = ("role", "transport", "device", "trainer", "deployment", "data.root", "data.cache_dir", "data.download")
 
 
 def build_dataset(config: Config, note: Callable[[str], None]) -> FederatedDataset:
@@ -66,6 +71,8 @@ def build_simulation(
     dataset = build_dataset(config, note)
     distributed = place.role == "server" or config.transport.name == "torch_distributed"
     trainer = instantiate(config.trainer)
+    if isinstance(trainer, Silo):  # a server's own trainer only stands in for workers
+        trainer = SerialTrainer if distributed else silo_trainer(trainer, config, plain, place, directory)
     if distributed and place.role == "local" and "OMP_NUM_THREADS" not in os.environ:
         # as many as each worker has, for clients may end up here
         torch.set_num_threads(threads_each(num_started(config.transport)))
@@ -91,7 +98,7 @@ def build_simulation(
         trainer=trainer,
         transport=star if distributed else None,
         seed=config.seed,
-        device=config.device,
+        device=config.device if distributed else node_device(instantiate(config.trainer), place, config.device),
     )
 
 
@@ -135,10 +142,7 @@ def open_star(
     branches = read_tree(settings.tree)
     starts = place.role == "local"
     wanted = num_started(settings)
-    secret = read_secret(settings.secret_file)
-    if secret is None and not starts:
-        raise ValueError(NO_SECRET)
-    secret = secret or new_secret()
+    secret = (read_secret(settings.secret_file) or new_secret()) if starts else require_secret(settings.secret_file)
     nodes: Nodes | None = None
 
     def expected() -> int:
@@ -187,12 +191,6 @@ def open_star(
         raise
 
 
-NO_SECRET = (
-    f"nodes that join over the network share a secret: set {SECRET} in the environment of each, or "
-    "transport.secret_file=FILE; openssl rand -hex 32 makes one"
-)
-
-
 def identity_of(
     plain: dict[str, Any],
     dataset: FederatedDataset,
@@ -230,6 +228,8 @@ def run_node(
     name: str,
     resolve: Callable[[dict[str, Any]], tuple[Config, dict[str, Any]]],
     note: Callable[[str], None],
+    directory: Path,
+    own_data: Callable[..., Built],
 ) -> None:
     """Be a worker or a scheduler until the run has ended.
 
@@ -240,15 +240,15 @@ def run_node(
         name: for the parent's log.
         resolve: the server's configuration -> the same with this node's own choices, checked and plain.
         note: see `build_dataset`.
+        directory: of this node; processes that it starts print into its folder nodes/.
+        own_data: builds a worker with data of its own (`fedsim.deploy.build_worker`).
 
     Raises:
         ValueError: the parent refuses this node, or the configuration cannot be built here.
         ConnectionError: there is no parent.
     """
     settings = config.transport
-    secret = read_secret(settings.secret_file)
-    if secret is None:
-        raise ValueError(NO_SECRET)
+    secret = require_secret(settings.secret_file)
     if place.rendezvous is None:
         assert place.address is not None
         address = place.address
@@ -266,6 +266,8 @@ def run_node(
 
     def build(identity: Identity, upstream: list[str]) -> Built:
         theirs, plain = resolve(identity.config)
+        if is_remote(identity.config["data"]):
+            return own_data(identity, config, theirs, plain, place, directory, note)
         algorithm = instantiate(theirs.algorithm)
         trainer = instantiate(theirs.trainer)
         if isinstance(trainer, Auto):
@@ -277,9 +279,10 @@ def run_node(
             log.info(f"trains with {trainer}")
         parts = build_uplink_parts(theirs)
         dataset = poisoned(build_dataset(theirs, note), parts["attack"], theirs.seed)
-        model = build_model(
-            dataset, instantiate(theirs.model), seed=theirs.seed, device=_device(config.device, place.local_rank)
-        )
+        device = node_device(trainer, place, config.device)
+        model = build_model(dataset, instantiate(theirs.model), seed=theirs.seed, device=device)
+        if isinstance(trainer, Silo):
+            trainer = silo_trainer(trainer, theirs, plain, place, directory)
         if isinstance(trainer, Choice):
             set_threads(trainer.num_threads)
             trainer = trainer.trainer()
@@ -294,14 +297,11 @@ def run_node(
         ready = {"config_hash": built.config_hash, "dataset": built.dataset, "layout": built.layout}
         return Built(transport=own, device=model.device, ready=lambda: ready)
 
-    Worker([address], build=build, **joining).run()
-
-
-def _device(name: str, local_rank: int | None) -> str:
-    """ "auto" is, for process `local_rank` of its machine, one of its GPUs."""
-    if name == "auto" and local_rank is not None and torch.cuda.is_available():
-        return f"cuda:{local_rank % torch.cuda.device_count()}"
-    return name
+    try:
+        Worker([address], build=build, **joining).run()
+    finally:
+        if place.seat is not None:
+            dismiss(place.seat, secret)
 
 
 def _serve_at(serve: str | None, tree: tuple[Branch, ...], node: str | None) -> socket.socket:

@@ -32,6 +32,7 @@ _MAY_DIFFER = (
     "client_state",
     "role",
     "transport",
+    "deployment",
 )
 
 

@@ -133,10 +133,10 @@ def _run(cfg: DictConfig) -> float | None:
     config = validated(cfg)
     plain = _plain(cfg)
     place_module = importlib.import_module("fedsim.transport.place")
-    place = place_module.find_place(config.role, config.transport)
+    place = place_module.find_place(config.role, config.transport, silo="num_processes" in config.trainer)
     if place.role != "local" or config.transport.name == "torch_distributed":
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # peers that go are told of in one line of our own
-    if place.role in ("worker", "scheduler"):
+    if place.role in ("worker", "scheduler", "member"):
         _node(config, plain, place)
         return None
     directory = Path(HydraConfig.get().runtime.output_dir)
@@ -166,7 +166,10 @@ def _run(cfg: DictConfig) -> float | None:
                 handler.setLevel(logging.WARNING)
 
     config = replace(config, checkpoint=saving)
-    simulation = assemble.build_simulation(config, plain, place, directory, log.warning)
+    if importlib.import_module("fedsim.data.remote").is_remote(plain["data"]):
+        simulation = importlib.import_module("fedsim.deploy").build_server(config, plain, place)
+    else:
+        simulation = assemble.build_simulation(config, plain, place, directory, log.warning)
     try:
         dataset = simulation.dataset
         log.info(
@@ -203,21 +206,36 @@ def _run(cfg: DictConfig) -> float | None:
 
 
 def _node(config: Config, plain: dict[str, Any], place: Any) -> None:
-    """Be a worker or a scheduler. Options of the command line that are not a node's own must agree with the server's;
-    without such options it takes the server's configuration as it is."""
+    """Be a worker, a scheduler or a process of a silo.
+
+    Options of the command line that are not a node's own must agree with the server's; without such options it takes
+    the server's configuration as it is.
+    """
     launch = importlib.import_module("fedsim.transport.launch")
     launch.end_with_starter()
     assemble = importlib.import_module("fedsim.assemble")
     given = [re.sub(r"^[+~]*([^=@]*).*", r"\1", text) for text in HydraConfig.get().overrides.task]
     chosen = [key for key in given if any(key == own or key.startswith(own + ".") for own in assemble.NODE_KEYS)]
-    insists = len(chosen) < len(given)
+    stated = [key for key in given if key not in chosen]
+    of_data = [key for key in stated if key.split(".")[0] in ("data", "partition")]
+    claims = assemble.claims_of(plain) if stated else None
+    if claims is not None and of_data == stated:  # of the rest it takes what the server has
+        claims = {key: value for key, value in claims.items() if key.split(".")[0] in ("data", "partition")}
+    is_remote = importlib.import_module("fedsim.data.remote").is_remote
 
     def resolve(theirs: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
-        mine = {key: plain[key] for key in ("device", "transport", "role")}
+        mine = {key: plain[key] for key in ("device", "transport", "role", "deployment")}
         if any(key.startswith("trainer") for key in chosen):
             mine["trainer"] = plain["trainer"]
+        if is_remote(theirs["data"]):
+            if not of_data:
+                raise ValueError(
+                    "the server has no data (data=remote): give this worker its own, for example data=folders "
+                    "data.root=FOLDER"
+                )
+            mine |= {key: plain[key] for key in ("data", "partition")}
         for key in ("root", "cache_dir", "download"):
-            if f"data.{key}" in chosen:
+            if f"data.{key}" in chosen and "partition" not in mine:
                 mine["data"] = {**mine.get("data", theirs["data"]), key: plain["data"][key]}
         cfg = OmegaConf.merge(_schema(), {**theirs, **mine})
         assert isinstance(cfg, DictConfig)
@@ -225,7 +243,13 @@ def _node(config: Config, plain: dict[str, Any], place: Any) -> None:
 
     name = config.transport.node or f"{socket.gethostname()}-{os.getpid()}"
     try:
-        assemble.run_node(config, assemble.claims_of(plain) if insists else None, place, name, resolve, log.warning)
+        if place.role == "member":
+            silos = importlib.import_module("fedsim.silos")
+            silos.follow_silo(config, place, resolve, lambda theirs: assemble.build_dataset(theirs, log.warning))
+            return
+        directory = Path(HydraConfig.get().runtime.output_dir)
+        own_data = importlib.import_module("fedsim.deploy").build_worker
+        assemble.run_node(config, claims, place, name, resolve, log.warning, directory, own_data)
     except KeyboardInterrupt:
         print(f"fedsim: {name} stopped", file=sys.stderr)
         sys.exit(130)

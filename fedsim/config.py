@@ -323,6 +323,19 @@ class TransportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DeploymentConfig:
+    """What a worker that holds data of its own decides for itself (docs/deployment.md).
+
+    Attributes:
+        prefix: put before the names of its clients, which must differ from all others'.
+        evaluate: take part when the server asks for metrics; False: decline.
+    """
+
+    prefix: str = ""
+    evaluate: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A whole run, as composed from conf/. The dictionaries are `_target_` factories with their arguments.
     `transforms` has one of them for each name, in the order in which they change an update; no `attack` and no
@@ -356,6 +369,7 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     transport: TransportConfig = field(default_factory=TransportConfig)
+    deployment: DeploymentConfig = field(default_factory=DeploymentConfig)
 
     def __post_init__(self) -> None:
         if self.seed < 0:

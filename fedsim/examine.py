@@ -1,6 +1,7 @@
 """What a run's models are worth: on the test set and for every client, each split evaluated once a round at most."""
 
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,27 @@ OwnModels = Callable[[list[int]], Iterator[tuple[int, Tensor]]]
 """clients -> each with its own model (P + Q,), which is valid until the next one."""
 
 
+class Examines(Protocol):
+    """Who evaluates the models of a run; the methods are described in `Examiner`.
+
+    Attributes:
+        sees_clients: whether `clients` can be asked.
+        test: None where there is no test set.
+    """
+
+    @property
+    def sees_clients(self) -> bool: ...
+
+    @property
+    def test(self) -> object | None: ...
+
+    def central(self, vector: Tensor, round: int, *, whole: bool) -> dict[str, float]: ...
+
+    def clients(self, vector: Tensor, round: int, own: OwnModels | None = None) -> pd.DataFrame: ...
+
+    def training_losses(self, vector: Tensor, clients: np.ndarray) -> np.ndarray: ...
+
+
 class Examiner:
     """Evaluates the models of one run.
 
@@ -23,6 +45,8 @@ class Examiner:
         max_samples: test samples of a quick look, a seeded draw; None: all.
         seed: of that draw.
     """
+
+    sees_clients = True
 
     def __init__(self, dataset: FederatedDataset, model: FlatModel, *, max_samples: int | None, seed: int) -> None:
         self.dataset, self.model = dataset, model

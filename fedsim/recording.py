@@ -138,7 +138,7 @@ def _record(
             name: {"clients": len(state), "row_bytes": state.row_bytes, "file_bytes": state.file_bytes}
             for name, state in states.items()
         }
-    if evaluate.clients:
+    if evaluate.clients and simulation.examiner.sees_clients:
         clients = simulation.clients()
         files.write_clients(clients)
         tracked.clients(clients)

@@ -28,7 +28,7 @@ from fedsim.config import ClientStateConfig, EvaluateConfig, LocalConfig, Server
 from fedsim.data.federated import FederatedDataset
 from fedsim.devices import Devices
 from fedsim.events import make_queue
-from fedsim.examine import Examiner
+from fedsim.examine import Examiner, Examines
 from fedsim.initial_model import ModelFactory, build_model, draw_model
 from fedsim.memory import free_memory_bytes
 from fedsim.robust import Aggregator, mean
@@ -70,6 +70,7 @@ class Simulation:
         transforms: what happens to each update before, in order.
         attack: whose data or updates are bad; None: nobody's.
         transport: called with this simulation as soon as it can train here (`own`): where rounds run. None: here.
+        examiner: evaluates the models; None: this process, on the splits of the dataset.
         seed: of everything that is drawn.
         device: "auto", "cpu", "cuda" or "cuda:N".
 
@@ -94,6 +95,7 @@ class Simulation:
         transforms: Sequence[Transform] = (),
         attack: Attack | None = None,
         transport: "Callable[[Simulation], Transport] | None" = None,
+        examiner: Examines | None = None,
         seed: int = 0,
         device: str = "auto",
     ) -> None:
@@ -102,7 +104,7 @@ class Simulation:
         dataset = poisoned(dataset, attack, seed)
         self.dataset, self.config, self.seed, self.algorithm, self.local = dataset, server, seed, algorithm, local
         self.model = build_model(dataset, model, seed=seed, device=device)
-        self.examiner = Examiner(dataset, self.model, max_samples=evaluate.max_samples, seed=seed)
+        self.examiner = examiner or Examiner(dataset, self.model, max_samples=evaluate.max_samples, seed=seed)
         made = None if devices is None else devices(dataset.num_clients, dataset.client_ids, seed)
         population = Population(
             sizes=dataset.train.sizes, losses=self._losses, there=None if made is None else made.there
@@ -252,7 +254,7 @@ class Simulation:
     def _look(self, last: bool) -> Metrics:
         """An evaluation that is due. One that would end the run is repeated on all samples: what holds there counts."""
         metrics = self.evaluate(whole=last)
-        if self.config.stops_early:
+        if self.config.stops_early and "test_accuracy" in metrics:
             if not last and self.config.stop([*self.accuracies, metrics["test_accuracy"]]):
                 metrics = self.evaluate()
             self.accuracies.append(metrics["test_accuracy"])

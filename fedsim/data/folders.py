@@ -6,6 +6,7 @@ The images are decoded once, into a packed cache that is keyed by their names, s
 import functools
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ def folders(
     root: str | None = None,
     image_size: int | None = None,
     channels: int | None = None,
+    classes: Sequence[str] | None = None,
     test_fraction: float = 0.1,
     seed: int = 0,
     cache_dir: str | None = None,
@@ -45,6 +47,7 @@ def folders(
             such folders. Clients and classes come in the order of their names.
         image_size: pixels a side to which all images are scaled; None: they have equal sizes already.
         channels: 1 for grey, 3 for colour; None: as the first image.
+        classes: names of all classes, in order, where not everybody has images of each; None: those that are there.
         test_fraction: share of each client's images held out where there is no test/, in [0, 1).
         seed: of that draw.
         cache_dir: folder of the caches; None for the default of `fedsim.data.cache.cache_root`.
@@ -63,7 +66,11 @@ def folders(
     found = {part: _list(base / part) for part in ("train", "test") if (base / part).is_dir()}
     found = found if split_already else {"train": _list(base)}
     clients = sorted({client for client, _, _ in found["train"]})
-    classes = sorted({label for images in found.values() for _, label, _ in images})
+    there = sorted({label for images in found.values() for _, label, _ in images})
+    classes = there if classes is None else list(classes)
+    if not set(there) <= set(classes):
+        unknown = min(set(there) - set(classes))
+        raise ValueError(f"folders: {base} has a class {unknown!r}, which data.classes does not name: add it there")
     strangers = {client for client, _, _ in found.get("test", ())} - set(clients)
     if strangers:
         raise ValueError(

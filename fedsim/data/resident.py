@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -11,6 +12,22 @@ from torch import Tensor
 
 from fedsim.data.federated import FederatedDataset, Split
 from fedsim.data.read_ahead import ReadAhead
+
+
+class Samples(Protocol):
+    """Where minibatches come from."""
+
+    def samples_at_once(self, num_bytes: int) -> int:
+        """Samples whose inputs take `num_bytes` in storage; at least one."""
+        ...
+
+    def rows(self, rows: np.ndarray) -> Tensor:
+        """Row numbers as `gather_all` wants them."""
+        ...
+
+    def gather_all(self, parts: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Parts of rows (n,), from `rows`, to inputs (n, ...) and targets (n, ...), valid until the next part."""
+        ...
 
 
 class ResidentSplit:

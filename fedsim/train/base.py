@@ -16,7 +16,10 @@ class Trainer(Protocol):
     num_slots: int
     expected_history: int  # a trial: lay out memory as if a client saw at least so many samples
 
-    memory: ClientMemory
+    @property
+    def memory(self) -> ClientMemory:
+        """What its clients keep."""
+        ...
 
     @property
     def clients(self) -> ClientVectors | None:
@@ -29,4 +32,8 @@ class Trainer(Protocol):
 
     def train(self, plan: Plan, broadcast: Tensor, scale: float) -> PartialAverage:
         """Train every client of the plan from `broadcast` (P + Q + ...,) and average the updates."""
+        ...
+
+    def close(self) -> None:
+        """End what the trainer has started; it cannot train any more."""
         ...

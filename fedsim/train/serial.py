@@ -16,7 +16,7 @@ from fedsim.algorithms.base import Algorithm, client_weights, update_size
 from fedsim.client_state import ClientVectors
 from fedsim.config import LocalConfig
 from fedsim.data.federated import FederatedDataset
-from fedsim.data.resident import ResidentSplit
+from fedsim.data.resident import ResidentSplit, Samples
 from fedsim.denormals import flushed_denormals
 from fedsim.rng import forked_generators, torch_stream
 from fedsim.train.graphs import GraphedStep, find_capture
@@ -24,7 +24,7 @@ from fedsim.train.hooked import ClientMemory, HookedSlots
 from fedsim.train.outcome import summarise
 from fedsim.train.plan import Plan
 from fedsim.train.precision import check, products
-from fedsim.train.rows import SerialGradient
+from fedsim.train.rows import RowGradient, SerialGradient
 from fedsim.train.step import SerialStep, is_stochastic
 from fedsim.uplink import Uplink
 from fedsim.vector import FlatModel
@@ -45,6 +45,8 @@ class SerialTrainer:
         uplink: where updates go; None: into their mean.
         precision: of gradients (`fedsim.train.precision`).
         cuda_graphs: launch each step as a CUDA graph (`fedsim.train.graphs`); None: where that works.
+        data: where minibatches come from; None: the training samples.
+        gradient: of one model on what `data` gives; None: plain autograd.
     """
 
     num_slots = 1
@@ -61,10 +63,13 @@ class SerialTrainer:
         uplink: Uplink | None = None,
         precision: str = "float32",
         cuda_graphs: bool | None = None,
+        data: Samples | None = None,
+        gradient: RowGradient | None = None,
     ) -> None:
         self.dataset, self.model, self.seed, self.uplink = dataset, model, seed, uplink
         check(precision, model.device)
-        self.data = ResidentSplit(dataset, dataset.train, model.device)
+        self.data = data or ResidentSplit(dataset, dataset.train, model.device)
+        self.gradient = gradient
         self.algorithm, self.local, self.memory = algorithm, local, ClientMemory(algorithm, model)
         self.precision, self.stochastic = precision, is_stochastic(model, dataset)
         plain = not algorithm.hooked and local.optimizer == "sgd"
@@ -80,6 +85,9 @@ class SerialTrainer:
     def history_bytes(self, steps: int, batch: int) -> int:
         """Nothing is remembered."""
         return 0
+
+    def close(self) -> None:
+        """Nothing was started."""
 
     @flushed_denormals()
     def train(self, plan: Plan, broadcast: Tensor, scale: float) -> PartialAverage:
@@ -104,8 +112,9 @@ class SerialTrainer:
             average = self.uplink.open(plan.round, plan.clients, scale)
         weights = client_weights(self.algorithm, layout, plan.clients, plan.weights, broadcast).tolist()
         slots, start = None, broadcast[: layout.size]
-        if record.hooked or local.optimizer != "sgd":
-            gradient, rows = SerialGradient(self.model, self.precision), self.model.vector.view(1, -1)
+        if record.hooked or local.optimizer != "sgd" or self.gradient is not None:
+            gradient = self.gradient or SerialGradient(self.model, self.precision)
+            rows = self.model.vector.view(1, -1)
             slots = HookedSlots(
                 self.model,
                 record,

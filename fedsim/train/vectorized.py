@@ -115,6 +115,9 @@ class VectorizedTrainer:
         widths = sum(out + into for out, into in self._factored(steps * batch).values())
         return (steps - 1) * batch * widths * self.model.vector.element_size()
 
+    def close(self) -> None:
+        """Nothing was started."""
+
     @flushed_denormals()
     def train(self, plan: Plan, broadcast: Tensor, scale: float) -> PartialAverage:
         """Train every client of the plan from `broadcast` (P + Q + ...,) and average the updates.

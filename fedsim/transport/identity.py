@@ -8,6 +8,7 @@ from fedsim.vector import Layout
 
 MESSAGE_BYTES = 1 << 27  # of clients' vectors in one message, or one client's where these are more
 _MAX_VECTORS = 16  # names of vectors that clients keep
+_DATA = ("data.", "partition.")  # of the configuration: what a worker with its own data states for itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +20,7 @@ class Identity:
         comparable: what of it must be equal on every node, as dotted keys.
         config_hash: of `comparable`.
         version: of fedsim.
-        dataset: `FederatedDataset.fingerprint` of the data.
+        dataset: `FederatedDataset.fingerprint` of the data; None: each worker holds data of its own.
         layout: `layout_hash` of the model.
         size: elements of the longest vector that travels; P + Q for FedAvg.
         num_clients: C.
@@ -31,7 +32,7 @@ class Identity:
     comparable: dict[str, Any]
     config_hash: str
     version: str
-    dataset: str
+    dataset: str | None
     layout: str
     size: int
     num_clients: int
@@ -60,9 +61,14 @@ class Identity:
             return f"it runs fedsim {version}, this run fedsim {self.version}"
         if claims is None:
             return None
+        keys = claims.keys() | self.comparable.keys()
+        if all(key.startswith(_DATA) for key in claims):  # of the rest it takes what there is
+            keys = {key for key in keys if key.startswith(_DATA)}
+        if self.dataset is None:
+            keys = {key for key in keys if not key.startswith(_DATA)}
         differing = [
             f"{key} ({claims.get(key, 'not set')} there, {self.comparable.get(key, 'not set')} here)"
-            for key in sorted(claims.keys() | self.comparable.keys())
+            for key in sorted(keys)
             if claims.get(key) != self.comparable.get(key)
         ]
         return f"its configuration differs in {', '.join(differing)}" if differing else None
@@ -74,7 +80,7 @@ class Identity:
             ("layout", "model", "install the same versions of fedsim and of the model's code"),
             ("dataset", "data", "give it the same files in data.root, and the same partition"),
         ):
-            if built.get(key) != getattr(self, key):
+            if getattr(self, key) is not None and built.get(key) != getattr(self, key):
                 return f"its {what} is not that of this run ({built.get(key)} there, {getattr(self, key)} here): {mend}"
         return None
 

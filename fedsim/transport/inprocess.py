@@ -54,7 +54,8 @@ class InProcess:
                 torch.cuda.empty_cache()
 
     def close(self) -> None:
-        """Nothing was started."""
+        """End what the trainer has started."""
+        self.trainer.close()
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

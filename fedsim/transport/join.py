@@ -63,6 +63,17 @@ def read_secret(file: str | None) -> bytes | None:
     return secret
 
 
+def require_secret(file: str | None) -> bytes:
+    """As `read_secret`; raises ValueError where there is none."""
+    secret = read_secret(file)
+    if secret is None:
+        raise ValueError(
+            f"nodes that join over the network share a secret: set {SECRET} in the environment of each, or "
+            "transport.secret_file=FILE; openssl rand -hex 32 makes one"
+        )
+    return secret
+
+
 def split_address(address: str) -> tuple[str, int]:
     """ "host:port" or "[v6]:port" in two.
 

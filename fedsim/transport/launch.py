@@ -69,6 +69,12 @@ class Nodes:
             for i in range(branch.workers):
                 self.start_worker(f"{branch.name}_{i}", f"{host}:{port}")
 
+    def start_member(self, name: str, seat: dict[str, str], num_threads: int) -> None:
+        """A further process of this process's silo, in the seat that these variables describe."""
+        environment = {**self.environment, **seat, "OMP_NUM_THREADS": str(num_threads)}
+        address = f"{seat['MASTER_ADDR']}:{seat['MASTER_PORT']}"
+        self._start(name, "worker", address, [f"device={self.device}"], environment=environment)
+
     @property
     def num_workers(self) -> int:
         """Workers that have not ended."""
@@ -99,7 +105,15 @@ class Nodes:
                 process.kill()  # also ends one that has been stopped
                 process.wait()
 
-    def _start(self, name: str, role: str, address: str, arguments: list[str], fds: tuple[int, ...] = ()) -> None:
+    def _start(
+        self,
+        name: str,
+        role: str,
+        address: str,
+        arguments: list[str],
+        fds: tuple[int, ...] = (),
+        environment: dict[str, str] | None = None,
+    ) -> None:
         command = [
             sys.executable, "-m", "fedsim", f"role={role}", f"transport.address={address}", f"transport.node={name}",
             *self.settings, *arguments,
@@ -111,7 +125,7 @@ class Nodes:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
-                env=self.environment,
+                env=environment or self.environment,
                 start_new_session=True,
                 pass_fds=fds,
             )

@@ -14,15 +14,61 @@ _SLURM_PORTS = (20000, 20000)  # first port, and how many: one for each number o
 
 
 @dataclass(frozen=True, kw_only=True)
+class Seat:
+    """A process of a silo (`fedsim.transport.silo`).
+
+    Attributes:
+        rank: of this process, of `size`; 0 leads.
+        size: how many there are.
+        local_rank: of this process among those of its machine.
+        address: HOST:PORT of the store where they meet.
+        alone: all of them are on one machine.
+        run: tells one start of them from another.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    address: str
+    alone: bool
+    run: str
+
+    def other(self, rank: int) -> dict[str, str]:
+        """The environment of another process of this machine, as torchrun would set it (`find_seat`)."""
+        host, _, port = self.address.rpartition(":")
+        return {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.size),
+            "LOCAL_WORLD_SIZE": str(self.size), "MASTER_ADDR": host, "MASTER_PORT": port,
+            "TORCHELASTIC_RUN_ID": self.run, "TORCHELASTIC_RESTART_COUNT": "",
+        }  # fmt: skip
+
+
+def find_seat(environment: Mapping[str, str] = os.environ) -> Seat | None:
+    """This process's, where torchrun has started it; else None."""
+    env = environment
+    if "TORCHELASTIC_RUN_ID" not in env:
+        return None
+    return Seat(
+        rank=int(env["RANK"]),
+        size=int(env["WORLD_SIZE"]),
+        local_rank=int(env["LOCAL_RANK"]),
+        address=f"{env['MASTER_ADDR']}:{env['MASTER_PORT']}",
+        alone=env["LOCAL_WORLD_SIZE"] == env["WORLD_SIZE"],
+        run=env["TORCHELASTIC_RUN_ID"] + env.get("TORCHELASTIC_RESTART_COUNT", ""),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Place:
     """A node of a run.
 
     Attributes:
-        role: "local", "server", "scheduler" or "worker".
+        role: "local", "server", "scheduler", "worker", or "member": a process of a silo that is not its first.
         address: where the server listens, or where the parent of a worker or scheduler does.
         num_workers: that the server waits for; None: as the configuration says.
         local_rank: number of this process on its machine, which chooses its GPU; None: unknown.
         rendezvous: HOST:PORT of torchrun's store, through which the server tells its address; None: not needed.
+        seat: in a silo whose processes torchrun has started; None: this process is in none, or starts the others.
     """
 
     role: str
@@ -30,22 +76,31 @@ class Place:
     num_workers: int | None = None
     local_rank: int | None = None
     rendezvous: str | None = None
+    seat: Seat | None = None
 
 
-def find_place(role: str, transport: TransportConfig, environment: Mapping[str, str] = os.environ) -> Place:
+def find_place(
+    role: str, transport: TransportConfig, environment: Mapping[str, str] = os.environ, *, silo: bool = False
+) -> Place:
     """What this process is.
 
     torchrun's and Slurm's variables count where `transport=torch_distributed` names neither workers nor a tree to
-    start here: process 0 is the server, all others are workers.
+    start here: process 0 is the server, all others are workers. Where one worker or a run in one place trains as a
+    `silo`, the processes that torchrun has started are its.
 
     Raises:
         ValueError: the configuration says what should run but not where.
     """
+    seat = find_seat(environment) if silo else None
+    if seat is not None and seat.rank > 0 and (role == "worker" or (role, transport.name) == ("local", "inprocess")):
+        return Place(role="member", seat=seat, local_rank=seat.local_rank)
     if role != "local":
         if role != "server" and transport.address is None:
             raise ValueError(f"role={role} needs transport.address=HOST:PORT, where its parent listens")
-        return Place(role=role, address=transport.address or _LOOPBACK)
-    if transport.name == "inprocess" or transport.num_workers is not None or transport.tree is not None:
+        return Place(role=role, address=transport.address or _LOOPBACK, seat=seat if role == "worker" else None)
+    if transport.name == "inprocess":
+        return Place(role="local", address=_LOOPBACK, seat=seat)
+    if transport.num_workers is not None or transport.tree is not None:
         return Place(role="local", address=transport.address or _LOOPBACK)
     env = environment
     if "TORCHELASTIC_RUN_ID" in env:

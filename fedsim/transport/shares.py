@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -48,6 +48,7 @@ class Child:
         share: what it trains now, or still trains although it is not needed any more.
         begun: time when it was given that (monotonic seconds).
         pace: samples a second of one of its workers.
+        holds: what it says of clients whose data only it has (`fedsim.transport.owners`); None: it has the run's data.
     """
 
     link: Link
@@ -57,6 +58,7 @@ class Child:
     share: "Share | None" = None
     begun: float = 0.0
     pace: Pace = field(default_factory=Pace)
+    holds: dict[str, Any] | None = None
 
     @property
     def speed(self) -> float | None:

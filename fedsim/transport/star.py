@@ -177,7 +177,8 @@ class Star:
             workers = 1
         elif type(workers) is not int:
             workers = 0
-        child = Child(link=link, name=self._unique(link.name), is_scheduler=is_scheduler, workers=workers)
+        holds = ready.fields.get("holds")
+        child = Child(link=link, name=self._unique(link.name), is_scheduler=is_scheduler, workers=workers, holds=holds)
         link.send(Message(kind="accepted"))
         self.events.put((child, None))
         link.route(lambda item: self.events.put((child, item)))

@@ -5,8 +5,8 @@ A worker trains in a trainer of its own; a scheduler (`fedsim.transport.schedule
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -34,12 +34,14 @@ class Built:
         device: where the broadcast should be.
         ready: what it tells the parent: config_hash, dataset and layout of a worker, role and workers of a scheduler.
         idle: called a few times a second while there is nothing to do.
+        handlers: what answers messages of other kinds; None: no answer.
     """
 
     transport: Transport
     device: torch.device
     ready: Callable[[], dict[str, Any]]
     idle: Callable[[], None] | None = None
+    handlers: Mapping[str, Callable[[Message], Message | None]] = field(default_factory=dict)
 
 
 class Worker:
@@ -127,7 +129,11 @@ class Worker:
             if message.kind == "welcome":
                 self._prepare(link, message)
             elif message.kind == "job":
-                link.send(self._train(message))
+                self._answer(link, message)
+            elif self.built is not None and message.kind in self.built[1].handlers:
+                answer = self.built[1].handlers[message.kind](message)
+                if answer is not None:
+                    link.send(answer)
             elif message.kind == "accepted":
                 log.info(f"{self.name} joined {link.name}")
 
@@ -143,6 +149,20 @@ class Worker:
                 link.join()
                 raise
         link.send(Message(kind="ready", fields=self.built[1].ready()))
+
+    def _answer(self, link: Link, message: Message) -> None:
+        """Send a share's answer.
+
+        Raises:
+            ConnectionError: the processes that this node trains with are gone, and so it ends.
+        """
+        try:
+            link.send(self._train(message))
+        except ConnectionError as error:
+            fields = {"share": message.fields["share"], "blame": "node", "reason": str(error)}
+            link.close(Message(kind="failed", fields=fields))
+            link.join()
+            raise
 
     def _train(self, message: Message) -> Message:
         """A share's answer: its partial average, or why there is none."""

@@ -102,3 +102,13 @@ def test_mistakes_name_the_file_and_the_fix(tmp_path: Path, write_folders: Write
         folders(root=str(tmp_path), cache_dir=str(tmp_path / "cache"))
     assert "\n" not in str(caught.value)
     assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]  # nothing half-written
+
+
+def test_a_list_of_classes_holds_for_those_without_images_too(tmp_path: Path, write_folders: WriteFolders) -> None:
+    write_folders(tmp_path / "images")  # circles and squares
+    settings = {"root": str(tmp_path / "images"), "cache_dir": str(tmp_path / "cache")}
+    dataset, plain = folders(classes=["triangle", "square", "circle"], **settings), folders(**settings)
+    assert dataset.num_classes == 3
+    assert torch.equal(dataset.train.targets, 2 - plain.train.targets)
+    with pytest.raises(ValueError, match=r"has a class 'square', which data\.classes does not name"):
+        folders(classes=["circle"], **settings)

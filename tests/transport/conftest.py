@@ -1,10 +1,13 @@
 """A star and its workers in one process: threads in the place of processes, real links between them."""
 
+import re
+import shlex
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -203,3 +206,19 @@ def is_open() -> Callable[[str], bool]:
             return sock.connect_ex((host, int(port))) == 0
 
     return probe
+
+
+@pytest.fixture
+def page_commands() -> Callable[[str], list[list[str]]]:
+    """The lines of the commands in a section of docs/deployment.md, as words, at an address that is free."""
+    page = Path(__file__).resolve().parents[2] / "docs" / "deployment.md"
+
+    def read(section: str) -> list[list[str]]:
+        text = page.read_text().split(f"## {section}\n")[1]
+        (block,) = re.findall(r"```sh\n(.*?)```", text.split("\n## ")[0], re.DOTALL)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            block = block.replace("127.0.0.1:5000", f"127.0.0.1:{probe.getsockname()[1]}")
+        return [shlex.split(line) for line in block.splitlines()]
+
+    return read

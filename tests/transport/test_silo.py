@@ -1,0 +1,164 @@
+"""Silos of real processes: FedML's Octopus example, two silos of 2 and 1 processes, and the death of one process."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.distributed import TCPStore
+
+import fedsim
+from fedsim.config import TransportConfig
+from fedsim.train.silo import SiloBroken
+from fedsim.transport.place import find_place, find_seat
+from fedsim.transport.silo import _Board
+
+# two clients whose last minibatch is smaller than the others, momentum, two epochs
+DEBUG = [
+    "+experiment=debug", "data.num_clients=2", "server.clients_per_round=2", "server.num_rounds=3",
+    "server.evaluate_every=0", "local.momentum=0.9", "local.num_epochs=2", "evaluate.clients=false",
+]  # fmt: skip
+PACKAGE = str(Path(fedsim.__file__).resolve().parents[1])
+STARTED: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _end_what_is_left():
+    """A test that fails must not leave processes."""
+    yield
+    for process in STARTED:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def start(cwd: Path, *arguments: str, module=("-m", "fedsim")) -> subprocess.Popen[str]:
+    path = os.pathsep.join(filter(None, [PACKAGE, os.environ.get("PYTHONPATH")]))
+    process = subprocess.Popen(
+        [sys.executable, *module, *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "FEDSIM_SECRET": "0123456789abcdef"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    STARTED.append(process)
+    return process
+
+
+def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+    out, _ = process.communicate(timeout=400)
+    assert process.returncode == code, out
+    return out
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model of the same run in one process."""
+    directory = tmp_path_factory.mktemp("alone")
+    finish(start(directory, *DEBUG, "trainer=serial", f"hydra.run.dir={directory}/run"))
+    return directory / "run" / "model.safetensors"
+
+
+def assert_equal(model: Path, reference: Path) -> None:
+    ours, theirs = load_file(model), load_file(reference)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, atol=1e-6, rtol=0)
+
+
+def test_two_silos_of_2_and_1_processes_end_in_the_model_of_one_process(tmp_path, alone, page_commands):
+    """The page's commands: one is started by torchrun, the other by itself; each trains one of the two clients."""
+    serve, torchrun, single = page_commands("Silos")
+    assert torchrun[0] == "torchrun"
+    server = start(tmp_path, *serve[3:], *DEBUG[1:], "transport.slow_factor=1000", f"hydra.run.dir={tmp_path}/run")
+    large = start(
+        tmp_path, *torchrun[1:], "transport.node=large", f"hydra.run.dir={tmp_path}/large",
+        module=("-m", "torch.distributed.run"),
+    )  # fmt: skip
+    small = start(tmp_path, *single[3:], "transport.node=small", f"hydra.run.dir={tmp_path}/small")
+    out = finish(server)
+    finish(large), finish(small)
+    assert_equal(tmp_path / "run" / "model.safetensors", alone)
+    assert "large joined" in out
+    assert "small joined" in out
+    assert "trains" not in out.split("joined", 1)[1], "no other node has trained for them"
+    header, *rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    columns = header.split(",")
+    for name in ("large", "small"):
+        assert all(int(float(row.split(",")[columns.index(f"bytes_up/{name}")])) > 4000 for row in rows)
+
+
+def test_a_process_that_is_stopped_ends_its_silo_and_the_run_goes_on(tmp_path, alone):
+    """The only worker is a silo of two, started with the run; its second process is stopped for ever."""
+    directory = tmp_path / "run"
+    server = start(
+        tmp_path, *DEBUG, "trainer=silo", "trainer.num_processes=2", "trainer.timeout=3", "transport=torch_distributed",
+        "transport.num_workers=1", "transport.slow_factor=1000", f"hydra.run.dir={directory}",
+        "server.num_rounds=80", "checkpoint.every=0",
+    )  # fmt: skip
+    metrics = directory / "metrics.jsonl"
+    deadline = time.monotonic() + 400
+    while not metrics.exists() or metrics.read_text().count("\n") < 2:
+        assert server.poll() is None, server.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    (worker,) = psutil.Process(server.pid).children()
+    (member,) = worker.children()
+    member.send_signal(signal.SIGSTOP)
+    begin = time.monotonic()
+    while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() - begin < 60, "the silo did not end"
+        time.sleep(0.02)
+    out = finish(server)
+    assert "lost worker_0: a process of this silo does not answer" in out
+    assert "the server trains" in out
+    assert not member.is_running()
+    reference = start(tmp_path, *DEBUG, "trainer=serial", "server.num_rounds=80", f"hydra.run.dir={tmp_path}/alone")
+    finish(reference)
+    ours, theirs = load_file(directory / "model.safetensors"), load_file(tmp_path / "alone" / "model.safetensors")
+    for name, tensor in theirs.items():  # rounding of the first rounds, after 80
+        torch.testing.assert_close(ours[name], tensor, atol=1e-4, rtol=0)
+
+
+def test_which_process_of_a_silo_this_is():
+    env = {
+        "TORCHELASTIC_RUN_ID": "x", "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "10.0.0.5", "MASTER_PORT": "29500",
+    }  # fmt: skip
+    joins = TransportConfig(address="10.0.0.1:5000")
+    member = find_place("worker", joins, env, silo=True)
+    assert (member.role, member.local_rank) == ("member", 1)
+    assert member.seat is not None
+    assert (member.seat.rank, member.seat.size, member.seat.address) == (3, 4, "10.0.0.5:29500")
+    assert not member.seat.alone
+    first = find_place("worker", joins, {**env, "RANK": "0"}, silo=True)
+    assert first.role == "worker"
+    assert first.seat is not None
+    assert find_place("worker", joins, env).role == "worker"
+    assert find_place("local", TransportConfig(), env, silo=True).role == "member"
+    assert find_place("local", TransportConfig(), {}, silo=True).seat is None
+    assert find_seat(first.seat.other(2)) == find_seat({**env, "RANK": "2", "LOCAL_RANK": "2", "LOCAL_WORLD_SIZE": "4"})
+
+
+def test_notes_between_processes_are_signed():
+    store = TCPStore("127.0.0.1", 0, None, True, timedelta(seconds=10), wait_for_workers=False)
+    ours, stranger = _Board(store, b"0" * 16, "run"), _Board(store, b"1" * 16, "run")
+    ours.leave("config", {"config": {"seed": 1}})
+    assert ours.find("config") == {"config": {"seed": 1}, "key": "config"}
+    assert stranger.find("config") is None
+    forged = ours.store.get("config").replace(b'"seed": 1', b'"seed": 2')
+    ours.store.set("config", forged)
+    with pytest.raises(SiloBroken, match="not signed"):
+        ours.find("config")
+    ours.leave("other", {})
+    ours.store.set("config", ours.store.get("other"))
+    with pytest.raises(SiloBroken, match="not what it was signed for"):
+        ours.find("config")
