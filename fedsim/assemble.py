@@ -111,6 +111,12 @@ def build_uplink_parts(config: Config) -> dict[str, Any]:
     }
 
 
+def build_training_data(config: Config, note: Callable[[str], None]) -> FederatedDataset:
+    """What clients train on: `build_dataset`, with the data of attackers as they would have them."""
+    attack = instantiate(config.attack) if config.attack else None
+    return poisoned(build_dataset(config, note), attack, config.seed)
+
+
 def num_started(settings: TransportConfig) -> int:
     """Workers that the configuration names."""
     return (settings.num_workers or 0) + count_workers(read_tree(settings.tree))
@@ -278,7 +284,7 @@ def run_node(
             trainer = Choice(**identity.choice, reason="as the server chose", table=[])
             log.info(f"trains with {trainer}")
         parts = build_uplink_parts(theirs)
-        dataset = poisoned(build_dataset(theirs, note), parts["attack"], theirs.seed)
+        dataset = build_training_data(theirs, note)
         device = node_device(trainer, place, config.device)
         model = build_model(dataset, instantiate(theirs.model), seed=theirs.seed, device=device)
         if isinstance(trainer, Silo):

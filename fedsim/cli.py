@@ -245,7 +245,7 @@ def _node(config: Config, plain: dict[str, Any], place: Any) -> None:
     try:
         if place.role == "member":
             silos = importlib.import_module("fedsim.silos")
-            silos.follow_silo(config, place, resolve, lambda theirs: assemble.build_dataset(theirs, log.warning))
+            silos.follow_silo(config, place, resolve, lambda theirs: assemble.build_training_data(theirs, log.warning))
             return
         directory = Path(HydraConfig.get().runtime.output_dir)
         own_data = importlib.import_module("fedsim.deploy").build_worker

@@ -125,7 +125,7 @@ def test_the_command_writes_the_page_and_the_table(sweep, tmp_path, capsys):
 def test_jobs_are_a_line_each_and_of_many_the_best(sweep, monkeypatch):
     jobs = sorted(sweep.iterdir())
     heads, *lines = text.jobs(jobs, 200).splitlines()
-    figures = "best final train loss rounds a round".split()
+    figures = ["best", "final", "train", "loss", "rounds", "a", "round"]
     assert heads.split() == ["job", "algorithm", "proximal_weight", "seed", *figures]
     assert lines[3].split() == ["3", "fedprox", "0.01", "0", "80.0", "%", "80.0", "%", "0.5", "6", "10", "s"]
     assert lines[0].split()[:3] == ["0", "fedavg", "-"]
