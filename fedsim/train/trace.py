@@ -195,6 +195,41 @@ def _program(one: _Recorder, two: _Recorder, results: list[_Ref]) -> GraphModule
         args, kwargs = pytree.tree_unflatten(map(general, leaves, other_leaves), structure)
         nodes[number] = graph.call_function(f, args, kwargs)
     graph.output([nodes[ref.number] for ref in results])
+    _simplify(graph)
     graph.eliminate_dead_code()
     graph.lint()
     return GraphModule(constants, graph)
+
+
+def _simplify(graph: Graph) -> None:
+    """Leave out what costs a pass over a matrix and changes no number.
+
+    A weight's gradient comes as (X^T D)^T, whose elements lie in the wrong order for the update, which would copy them:
+    D^T X gives them in the right one.
+    """
+
+    def transposed(value: Node) -> Node:
+        if _is_transpose(value):
+            return value.all_input_nodes[0]
+        return graph.call_function(_aten.transpose.int, (value, 1, 2))
+
+    for node in graph.nodes:
+        if _is_transpose(node) and (product := node.all_input_nodes[0]).target is _aten.bmm.default:
+            left, right = product.args
+            if len(product.users) == 1 and isinstance(left, Node) and isinstance(right, Node):
+                with graph.inserting_before(node):
+                    other = graph.call_function(_aten.bmm.default, (transposed(right), transposed(left)))
+                node.replace_all_uses_with(other)
+        elif node.target is _aten.mul.Scalar and node.args[1] == 1 and isinstance(node.args[0], Node):
+            if not any(_writes(user) for user in node.users):
+                node.replace_all_uses_with(node.args[0])
+
+
+def _writes(node: Node) -> bool:
+    """Whether this may write to its arguments."""
+    return node.op == "call_function" and getattr(getattr(node.target, "_schema", None), "is_mutable", False)
+
+
+def _is_transpose(node: Node) -> bool:
+    """Whether this swaps the matrices' rows and columns, behind the slots."""
+    return node.target is _aten.transpose.int and sorted(d % 3 for d in node.args[1:] if isinstance(d, int)) == [1, 2]
