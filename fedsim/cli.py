@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -86,6 +88,8 @@ def run_job(job: Callable[[DictConfig], object]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and the error becomes one line below
     for seen in (_mistakes, _places, sweep.unfinished):
         seen.clear()
+    if {"--help", "-h"} & set(sys.argv):
+        _list_groups_at_once()
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
     except KeyboardInterrupt:
@@ -102,6 +106,17 @@ def run_job(job: Callable[[DictConfig], object]) -> None:
         _tell(error)
     if _mistakes or sweep.unfinished:
         sys.exit(1)
+
+
+def _list_groups_at_once() -> None:
+    """For --help Hydra copies all that it knows of configurations for every group that it lists, more than a second."""
+
+    def options(
+        loader: Any, group_name: str, results_filter: ObjectType | None = ObjectType.CONFIG, *_: object
+    ) -> list[str]:
+        return loader.repository.get_group_options(group_name, results_filter)
+
+    ConfigLoaderImpl.get_group_options = options  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _debugging() -> bool:

@@ -220,9 +220,8 @@ def _simplify(graph: Graph) -> None:
                 with graph.inserting_before(node):
                     other = graph.call_function(_aten.bmm.default, (transposed(right), transposed(left)))
                 node.replace_all_uses_with(other)
-        elif node.target is _aten.mul.Scalar and node.args[1] == 1 and isinstance(node.args[0], Node):
-            if not any(_writes(user) for user in node.users):
-                node.replace_all_uses_with(node.args[0])
+        elif node.target is _aten.mul.Scalar and node.args[1] == 1 and not any(map(_writes, node.users)):
+            node.replace_all_uses_with(node.all_input_nodes[0])
 
 
 def _writes(node: Node) -> bool:
