@@ -8,6 +8,7 @@ import torch
 from fedsim.algorithms import Algorithm, fedbuff, scaffold
 from fedsim.checkpoint import Checkpoint
 from fedsim.config import CheckpointConfig, LocalConfig, ServerConfig, TrackingConfig
+from fedsim.devices import drawn
 from fedsim.models import logistic
 from fedsim.recording import record
 from fedsim.simulation import Simulation
@@ -22,6 +23,7 @@ def simulation(dataset, algorithm: Algorithm) -> Simulation:
         dataset,
         logistic,
         algorithm=algorithm,
+        devices=drawn if algorithm.asynchronous else None,
         local=LocalConfig(learning_rate=0.1),
         server=ServerConfig(num_rounds=ROUNDS, clients_per_round=3, evaluate_every=2),
         trainer=SerialTrainer,
@@ -126,4 +128,4 @@ def test_a_run_that_begins_anew_leaves_nothing_of_the_one_before(make_dataset, t
     with pytest.raises(KeyboardInterrupt):
         run(made, directory, every=3)
     left = {path.name for path in directory.iterdir()}
-    assert left == {"config.yaml", "metrics.jsonl", "metrics.csv", "client_state"}
+    assert left == {"config.yaml", "metrics.jsonl", "metrics.csv", "partition.json", "client_state"}

@@ -19,6 +19,9 @@ from torch import Tensor
 from fedsim.files import CHECKPOINT, write_atomically, write_text
 from fedsim.tracking.readback import read_metrics
 
+# Written anew by every run; what is left of another one would be taken for this one's.
+_OF_A_RUN = (CHECKPOINT, "summary.json", "trainer.json", "clients.csv", "partition.json", "model.safetensors")
+
 
 class RunDirectory:
     """Writes a run's files.
@@ -38,7 +41,7 @@ class RunDirectory:
         try:
             path.mkdir(parents=True, exist_ok=True)
             if not keep_rounds:
-                for name in (CHECKPOINT, "summary.json", "trainer.json", "clients.csv", "model.safetensors"):
+                for name in _OF_A_RUN:
                     (path / name).unlink(missing_ok=True)
             else:
                 self.rows = [row for row in read_metrics(path) if row["round"] <= keep_rounds]

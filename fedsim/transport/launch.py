@@ -21,6 +21,7 @@ from fedsim.transport.tree import Branch
 
 _MARK = "FEDSIM_STARTED"
 _PATIENCE = 5.0  # seconds for nodes to end by themselves
+_started: list["subprocess.Popen[bytes]"] = []  # by this process
 
 
 class Nodes:
@@ -129,6 +130,7 @@ class Nodes:
                 start_new_session=True,
                 pass_fds=fds,
             )
+        _started.append(self.processes[name])
 
 
 def _quoted(path: Path) -> str:
@@ -155,6 +157,8 @@ def end_with_starter() -> None:
     def watch() -> None:
         while os.read(0, 1024):
             pass
+        for process in _started:  # the end of their input tells them too, but not one that has been stopped
+            process.kill()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="starter").start()

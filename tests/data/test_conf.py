@@ -8,7 +8,8 @@ import pytest
 from fedsim.cli import conf_dir
 
 LEAF = {"leaf", "leaf_celeba", "reddit", "sent140", "shakespeare"}  # see tests/test_conf.py
-OPTIONS = sorted({path.stem for path in (conf_dir() / "data").glob("*.yaml")} - LEAF)
+ELSEWHERE = {"remote"}  # of a server without data: see tests/transport/test_deployment.py
+OPTIONS = sorted({path.stem for path in (conf_dir() / "data").glob("*.yaml")} - LEAF - ELSEWHERE)
 OWNED = {"femnist", "femnist_small", "celeba", "folders", "hub", "fcube"}  # those with clients of their own, and ...
 RUN = ["server.num_rounds=1", "server.clients_per_round=2", "local.num_steps=1", "evaluate.max_samples=20"]
 SMALL = {"femnist": ["data.num_clients=6"], "synthetic_leaf": ["data.num_clients=20"]}
