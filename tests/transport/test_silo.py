@@ -120,7 +120,7 @@ def test_a_process_that_is_stopped_ends_its_silo_and_the_run_goes_on(tmp_path, a
     out = finish(server)
     assert "lost worker_0: a process of this silo does not answer" in out
     assert "the server trains" in out
-    assert not member.is_running()
+    assert not member.is_running() or member.status() == psutil.STATUS_ZOMBIE  # dead, if nobody has asked for it yet
     reference = start(tmp_path, *DEBUG, "trainer=serial", "server.num_rounds=80", f"hydra.run.dir={tmp_path}/alone")
     finish(reference)
     ours, theirs = load_file(directory / "model.safetensors"), load_file(tmp_path / "alone" / "model.safetensors")
