@@ -47,7 +47,8 @@ class CudaCapture:
 
     def capture(self, run: Run) -> Run:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+        # other threads may go on, such as the one that gathers the next samples into pinned memory
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
             result = run()
 
         def replay() -> Tensor:
