@@ -20,12 +20,14 @@ from fedsim.config import Config, TransportConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.data.remote import is_remote
 from fedsim.initial_model import build_model
+from fedsim.parts import make_uplink, poisoned
 from fedsim.sampling import Population
 from fedsim.silos import node_device, silo_trainer
-from fedsim.simulation import Simulation, make_uplink, poisoned
+from fedsim.simulation import Simulation
 from fedsim.tracking.readback import read_trainer
 from fedsim.tracking.summary import config_hash
-from fedsim.train.calibrate import Auto, Choice, set_threads
+from fedsim.train.calibrate import Auto
+from fedsim.train.choice import Choice, set_threads
 from fedsim.train.serial import SerialTrainer
 from fedsim.train.silo import Silo
 from fedsim.transport.base import Transport

@@ -23,7 +23,8 @@ from fedsim.silos import node_device, silo_trainer
 from fedsim.simulation import Simulation
 from fedsim.tracking.summary import config_hash
 from fedsim.train.base import Trainer
-from fedsim.train.calibrate import Auto, set_threads
+from fedsim.train.calibrate import Auto
+from fedsim.train.choice import set_threads
 from fedsim.train.serial import SerialTrainer
 from fedsim.train.silo import Silo
 from fedsim.transport.base import Job

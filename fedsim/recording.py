@@ -1,6 +1,7 @@
 """A run whose files stay: metrics, configuration, checkpoints, model and summary, in one directory."""
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,18 +12,20 @@ import torch
 from torch import nn
 
 from fedsim.checkpoint import Checkpoint
+from fedsim.clock import clients_asked
 from fedsim.config import CheckpointConfig, EvaluateConfig, TrackingConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.data.outline import outline
 from fedsim.evaluate import spread
 from fedsim.initial_model import ModelFactory
+from fedsim.sampling import cohort_size
 from fedsim.simulation import Simulation
 from fedsim.tracking.progress import Progress
 from fedsim.tracking.readback import read_metrics, read_trainer
 from fedsim.tracking.run_directory import RunDirectory
 from fedsim.tracking.sinks import Run, SinkFactory, Sinks
 from fedsim.tracking.summary import summarise, versions
-from fedsim.train.calibrate import Choice
+from fedsim.train.choice import Choice
 
 log = logging.getLogger("fedsim")
 
@@ -74,7 +77,7 @@ def _record(
     for name, state in states.items():
         if checkpoint.every or checkpoint.resume is not None:
             state.locate(directory / "client_state")
-        state.require_room(simulation.expected_rows(name))
+        state.require_room(_expected_rows(simulation, name))
     if checkpoint.resume is not None:
         device = str(server.vector.device)
         simulation.restore(Checkpoint.load(directory, device), config)
@@ -150,6 +153,15 @@ def _record(
     files.write_summary(summary)
     tracked.finish(summary, files.outcome())
     return summary
+
+
+def _expected_rows(simulation: Simulation, name: str) -> int:
+    """How many rows of a client state a whole run will write, by expectation, with a uniform sampler."""
+    num_clients = simulation.dataset.num_clients
+    asked = cohort_size(clients_asked(simulation.config, num_clients), num_clients)
+    if name == "versions":
+        return asked
+    return math.ceil(num_clients * (1 - (1 - asked / num_clients) ** simulation.config.num_rounds))
 
 
 def simulate(

@@ -6,7 +6,6 @@ for metrics in simulation.rounds():
 """
 
 import logging
-import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,25 +16,24 @@ import torch
 from torch import nn
 
 from fedsim.algorithms import Algorithm, fedavg
-from fedsim.algorithms.base import update_size
-from fedsim.algorithms.traffic import traffic
 from fedsim.async_server import AsyncServer
 from fedsim.attacks import Attack
 from fedsim.checkpoint import Checkpoint
 from fedsim.client_state import ClientVectors
-from fedsim.clock import clients_asked, make_clock
+from fedsim.clock import clients_asked
 from fedsim.config import ClientStateConfig, EvaluateConfig, LocalConfig, ServerConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.devices import Devices
-from fedsim.events import make_queue
 from fedsim.examine import Examiner, Examines
 from fedsim.initial_model import ModelFactory, build_model, draw_model
 from fedsim.memory import free_memory_bytes
-from fedsim.robust import Aggregator, mean
-from fedsim.sampling import Population, Sampler, cohort_size, uniform
+from fedsim.parts import make_server, make_uplink, poisoned, refuse_misfits
+from fedsim.robust import Aggregator
+from fedsim.sampling import Population, Sampler, uniform
 from fedsim.server import Metrics, Server, refuse_half_a_round, rounds
 from fedsim.train.base import Trainer
-from fedsim.train.calibrate import Auto, Choice, set_threads
+from fedsim.train.calibrate import Auto
+from fedsim.train.choice import Choice, set_threads
 from fedsim.train.footprint import Footprint, footprint, require
 from fedsim.train.own import own_models
 from fedsim.train.serial import SerialTrainer
@@ -43,8 +41,6 @@ from fedsim.train.vectorized import VectorizedTrainer
 from fedsim.transforms import Transform
 from fedsim.transport.base import Grouped, Transport
 from fedsim.transport.inprocess import InProcess
-from fedsim.uplink import Uplink
-from fedsim.vector import FlatModel
 
 log = logging.getLogger("fedsim")
 
@@ -100,7 +96,7 @@ class Simulation:
         device: str = "auto",
     ) -> None:
         algorithm = algorithm or fedavg()
-        _check_transport(algorithm, server, elsewhere=transport is not None)
+        refuse_misfits(algorithm, server, sampler, elsewhere=transport is not None)
         dataset = poisoned(dataset, attack, seed)
         self.dataset, self.config, self.seed, self.algorithm, self.local = dataset, server, seed, algorithm, local
         self.model = build_model(dataset, model, seed=seed, device=device)
@@ -118,40 +114,19 @@ class Simulation:
         if self.choice is not None:
             set_threads(self.choice.num_threads)
         self.own = InProcess(self._make_trainer(), dataset.train, local, seed=seed)
-        down, up = traffic(algorithm, self.model)
-        if transforms and self.uplink is not None:
-            up = self.uplink.bytes_per_update
-        begin = {
-            "draw": lambda i: draw_model(model, dataset, seed, i).to(self.model.device),
-            "schedule": server.schedule,
-        }
-        if algorithm.asynchronous is None:
-            self.server = Server(
-                self.model.vector.clone(),
-                self.model.num_parameters,
-                dataset.train.sizes,
-                algorithm=algorithm,
-                sampler=drawn,
-                transport=self.own,
-                seed=seed,
-                clock=make_clock(made, dataset.train.sizes, local, server, download_bytes=down, upload_bytes=up),
-                uplink=self.uplink,
-                **begin,
-            )
-        else:
-            if getattr(sampler, "func", sampler) is not uniform:
-                raise ValueError(f"algorithm={algorithm.name} draws clients as places fall free: set sampler=uniform")
-            self.server = AsyncServer(
-                self.model.vector.clone(),
-                self.model.num_parameters,
-                dataset.train.sizes,
-                algorithm=algorithm,
-                queue=make_queue(
-                    made, dataset.train.sizes, local, server, download_bytes=down, upload_bytes=up, seed=seed
-                ),
-                transport=self.own,
-                **begin,
-            )
+        self.server = make_server(
+            self.model,
+            dataset,
+            algorithm,
+            local,
+            server,
+            sampler=drawn,
+            devices=made,
+            transport=self.own,
+            uplink=self.uplink,
+            draw=lambda i: draw_model(model, dataset, seed, i).to(self.model.device),
+            seed=seed,
+        )
         if isinstance(trainer, Auto):
             job = self.server.next_job()
             self.choice = trainer.choose(
@@ -319,14 +294,6 @@ class Simulation:
         for state in self.client_states.values():
             state.confirm()
 
-    def expected_rows(self, name: str) -> int:
-        """How many rows of a client state a whole run is expected to write, with a uniform sampler."""
-        num_clients = self.dataset.num_clients
-        asked = cohort_size(clients_asked(self.config, num_clients), num_clients)
-        if name == "versions":
-            return asked
-        return math.ceil(num_clients * (1 - (1 - asked / num_clients) ** self.config.num_rounds))
-
     def restore(self, checkpoint: Checkpoint, config: dict[str, Any]) -> None:
         """Continue from a checkpoint of the same run.
 
@@ -343,81 +310,3 @@ class Simulation:
             state.restore(checkpoint.clients.get(name, {}))
         if self.server.clock is not None:
             self.server.clock.load_state_dict(checkpoint.clock)
-
-
-def poisoned(dataset: FederatedDataset, attack: Attack | None, seed: int) -> FederatedDataset:
-    """The data as the attackers have left them."""
-    if attack is None or attack.poison is None:
-        return dataset
-    return attack.poison(dataset, attack.attackers(dataset.num_clients, seed))
-
-
-def make_uplink(
-    model: FlatModel,
-    algorithm: Algorithm,
-    server: ServerConfig,
-    sampler: Sampler,
-    num_clients: int,
-    aggregator: Aggregator | None,
-    transforms: Sequence[Transform],
-    attack: Attack | None,
-    seed: int,
-) -> Uplink | None:
-    """The uplink of a run; None: updates are averaged, and no more.
-
-    Raises:
-        ValueError: parts that do not fit each other.
-    """
-    aggregator = aggregator or mean()
-    if aggregator == mean() and not transforms and attack is None:
-        return None
-    if algorithm.prelude is not None or algorithm.asynchronous is not None:
-        raise ValueError(
-            f"algorithm={algorithm.name} does not send one message a round, for which transforms, attacks and "
-            "aggregators are made: choose another algorithm, or aggregator=mean without the others"
-        )
-    if server.group_rounds > 1:
-        raise ValueError(
-            f"server.group_rounds={server.group_rounds}: a group sends one update for all of its clients, where "
-            "transforms, attacks and aggregators other than the mean need each client's: set group_rounds=1"
-        )
-    return Uplink(
-        transforms=[t if t.fit is None else t.fit(model.layout) for t in transforms],
-        aggregator=aggregator,
-        attack=attack,
-        sampler=sampler,
-        num_clients=num_clients,
-        size=update_size(algorithm, model.layout),
-        like=model.vector,
-        seed=seed,
-    )
-
-
-def _check_transport(algorithm: Algorithm, server: ServerConfig, *, elsewhere: bool) -> None:
-    """Refuse what neither other processes nor groups can do.
-
-    Raises:
-        ValueError: says what.
-    """
-    if server.group_rounds > 1 and (
-        algorithm.keeps
-        or algorithm.broadcast
-        or algorithm.sums
-        or algorithm.prelude
-        or algorithm.weights
-        or algorithm.asynchronous
-    ):
-        raise ValueError(
-            f"server.group_rounds={server.group_rounds} needs an algorithm of rounds whose clients send their update "
-            f"and nothing else; {algorithm.name} does more: set group_rounds=1"
-        )
-    if server.partial_work and (elsewhere or server.group_rounds > 1):
-        raise ValueError(
-            "server.partial_work tells each client when to stop, which neither other processes nor groups learn yet: "
-            "use transport=inprocess and server.group_rounds=1"
-        )
-    if elsewhere and algorithm.asynchronous is not None:
-        raise ValueError(
-            f"{algorithm.name} steps whenever updates arrive in virtual time, which runs in one process: use "
-            "transport=inprocess"
-        )

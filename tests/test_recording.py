@@ -12,7 +12,7 @@ from fedsim.devices import drawn
 from fedsim.models import logistic
 from fedsim.recording import record
 from fedsim.simulation import Simulation
-from fedsim.train.calibrate import Choice
+from fedsim.train.choice import Choice
 from fedsim.train.serial import SerialTrainer
 
 ROUNDS = 6

@@ -38,6 +38,8 @@ sys.path[0] = str(BENCH)  # not bench/peers, whose files are named like the libr
 from report import header, print_report, write_report  # noqa: E402
 from workloads import WORKLOADS, dump  # noqa: E402
 
+from fedsim.train.trial import seconds_elsewhere  # noqa: E402
+
 PEERS = ("naive", "pfl", "fedjax", "blazefl", "fedlab", "flower")
 OURS = {
     "W1": ["serial", "vectorized-1", "vectorized-10", "auto"],
@@ -64,25 +66,15 @@ class Watch:
     def begin(self) -> None:
         self._find()
         self.start = self.peak = self._now()
-        self.begun, self.others = time.perf_counter(), self._others()
+        self.begun, self.others = time.perf_counter(), seconds_elsewhere([psutil.Process(), *self.tree])
         self.thread.start()
 
     def end(self) -> None:
         self._look()
         self.stop.set()
         self._find()
-        self.elsewhere = (self._others() - self.others) / (time.perf_counter() - self.begun)
-
-    def _others(self) -> float:
-        """Seconds that processors have spent on other work than this tree's, since whenever."""
-        spent = psutil.cpu_times()._asdict()
-        # what guests take is part of user and nice
-        busy = sum(seconds for what, seconds in spent.items() if what not in ("idle", "iowait", "guest", "guest_nice"))
-        for process in [psutil.Process(), *self.tree]:
-            with suppress(psutil.Error):
-                mine = process.cpu_times()
-                busy -= mine.user + mine.system
-        return busy
+        others = seconds_elsewhere([psutil.Process(), *self.tree])
+        self.elsewhere = (others - self.others) / (time.perf_counter() - self.begun)
 
     def _find(self) -> None:
         self.tree = [self.root, *self.root.children(recursive=True)]

@@ -1,8 +1,11 @@
 """trainer=auto chooses among what it has measured, fits the budget, costs little, and leaves no trace."""
 
 import logging
+from collections import namedtuple
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -12,9 +15,11 @@ from fedsim.config import CheckpointConfig, LocalConfig, ServerConfig
 from fedsim.models import leaf_cnn, logistic
 from fedsim.recording import record
 from fedsim.simulation import Simulation
-from fedsim.train.calibrate import Auto, Choice
+from fedsim.train.calibrate import Auto
+from fedsim.train.choice import Choice
 from fedsim.train.plan import busy_slots
 from fedsim.train.serial import SerialTrainer
+from fedsim.train.trial import Trial, seconds_elsewhere
 from fedsim.train.vectorized import VectorizedTrainer
 from fedsim.vector import FlatModel
 
@@ -54,7 +59,7 @@ def test_a_long_run_measures_and_takes_the_fastest(make_dataset, monkeypatch, se
         return seconds[num_slots] * (1 if num_threads == threads else 2)
 
     threads = torch.get_num_threads()
-    monkeypatch.setattr(calibrate_module._Trial, "round_seconds", round_seconds)
+    monkeypatch.setattr(Trial, "round_seconds", round_seconds)
     chosen = simulation(make_dataset(SIZES), Auto()).choice
     assert (chosen.num_slots, chosen.num_threads) == (expected, threads)
     assert sorted(set(seen)) == measured
@@ -78,7 +83,7 @@ def test_a_choice_is_remembered_for_the_same_model_and_shape_only(make_dataset):
 
 
 def test_a_choice_made_on_a_busy_machine_says_so_every_time(make_dataset, monkeypatch, caplog):
-    monkeypatch.setattr(calibrate_module, "_ALONE", 1e9)  # no machine is free enough
+    monkeypatch.setattr(calibrate_module, "_ELSEWHERE", -1e9)  # no machine is free enough
     monkeypatch.setattr(calibrate_module, "_SHORT", 0.0)
     caplog.clear()
     assert simulation(make_dataset(SIZES), Auto()).choice.disturbed
@@ -110,7 +115,7 @@ def test_the_budget_bounds_the_slots_and_refuses_what_cannot_fit(make_dataset):
         return leaf_cnn(shape, classes, hidden_size=64)
 
     flat = FlatModel(model(dataset.input_shape, dataset.num_classes), torch.device("cpu"))
-    trial = calibrate_module._Trial(dataset, flat, fedavg(), LOCAL, np.arange(8), flat.vector.clone(), 256.0)
+    trial = Trial(dataset, flat, fedavg(), LOCAL, np.arange(8), flat.vector.clone(), 256.0)
     budget = (trial.footprint(4).extra + trial.footprint(8).extra) // 2
     assert trial.footprint(0).extra < budget
     bounded = simulation(dataset, Auto(cache=False, memory_budget=budget), model=model).choice
@@ -163,6 +168,20 @@ def test_prediction_of_a_kind_grows_with_the_slots_alone(make_dataset):
     dataset = make_dataset(SIZES)
     model = FlatModel(logistic(dataset.input_shape, dataset.num_classes), torch.device("cpu"))
     cohort = np.arange(8)
-    trial = calibrate_module._Trial(dataset, model, fedavg(), LOCAL, cohort, model.vector.clone(), 256.0)
+    trial = Trial(dataset, model, fedavg(), LOCAL, cohort, model.vector.clone(), 256.0)
     needs = [trial.footprint(n) for n in (1, 4, 8)]
     assert needs[2].extra - needs[1].extra == 4 * needs[0].slot
+
+
+def test_seconds_elsewhere_are_what_is_neither_idle_nor_ours(monkeypatch):
+    times = {"user": 10.0, "nice": 1.0, "system": 2.0, "idle": 100.0, "iowait": 5.0, "irq": 0.5, "softirq": 0.5}
+    times |= {"steal": 3.0, "guest": 4.0, "guest_nice": 0.0}  # guests' time is in user's
+    monkeypatch.setattr(psutil, "cpu_times", lambda: namedtuple("Times", times)(**times))
+    ours, gone = psutil.Process(), psutil.Process()
+    monkeypatch.setattr(ours, "cpu_times", lambda: SimpleNamespace(user=3.0, system=1.0))
+
+    def ended():
+        raise psutil.NoSuchProcess(1)
+
+    monkeypatch.setattr(gone, "cpu_times", ended)
+    assert seconds_elsewhere([ours, gone]) == 17.0 - 4.0

@@ -18,8 +18,8 @@ from fedsim.algorithms import fedavg
 from fedsim.algorithms.base import Algorithm
 from fedsim.initial_model import build_model
 from fedsim.models import logistic
+from fedsim.parts import make_uplink, poisoned
 from fedsim.sampling import Population, uniform
-from fedsim.simulation import make_uplink, poisoned
 from fedsim.train.serial import SerialTrainer
 from fedsim.transport.base import Transport
 from fedsim.transport.carry import Carrying, Ledger

@@ -11,7 +11,7 @@ from fedsim.attacks import sign_flip
 from fedsim.config import ServerConfig
 from fedsim.models import logistic
 from fedsim.robust import median
-from fedsim.train.calibrate import Choice
+from fedsim.train.choice import Choice
 from fedsim.train.vectorized import VectorizedTrainer
 from fedsim.transforms import clip
 from fedsim.transport.join import read_secret

@@ -1,0 +1,154 @@
+"""The parts of a run that depend on one another: what does not fit, the way of updates, and the server."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from fedsim.algorithms import Algorithm
+from fedsim.algorithms.base import update_size
+from fedsim.algorithms.traffic import traffic
+from fedsim.async_server import AsyncServer
+from fedsim.attacks import Attack
+from fedsim.clock import make_clock
+from fedsim.config import LocalConfig, ServerConfig
+from fedsim.data.federated import FederatedDataset
+from fedsim.devices import Devices
+from fedsim.events import make_queue
+from fedsim.robust import Aggregator, mean
+from fedsim.sampling import Population, Sampler, uniform
+from fedsim.server import Server
+from fedsim.transforms import Transform
+from fedsim.transport.base import Transport
+from fedsim.uplink import Uplink
+from fedsim.vector import FlatModel
+
+
+def refuse_misfits(
+    algorithm: Algorithm,
+    server: ServerConfig,
+    sampler: Callable[[Population, int | float], Sampler],
+    *,
+    elsewhere: bool,
+) -> None:
+    """Refuse what the algorithm, or groups, or other processes (`elsewhere`) cannot do.
+
+    Raises:
+        ValueError: says what.
+    """
+    if server.group_rounds > 1 and (
+        algorithm.keeps
+        or algorithm.broadcast
+        or algorithm.sums
+        or algorithm.prelude
+        or algorithm.weights
+        or algorithm.asynchronous
+    ):
+        raise ValueError(
+            f"server.group_rounds={server.group_rounds} needs an algorithm of rounds whose clients send their update "
+            f"and nothing else; {algorithm.name} does more: set group_rounds=1"
+        )
+    if server.partial_work and (elsewhere or server.group_rounds > 1):
+        raise ValueError(
+            "server.partial_work tells each client when to stop, which neither other processes nor groups learn yet: "
+            "use transport=inprocess and server.group_rounds=1"
+        )
+    if elsewhere and algorithm.asynchronous is not None:
+        raise ValueError(
+            f"{algorithm.name} steps whenever updates arrive in virtual time, which runs in one process: use "
+            "transport=inprocess"
+        )
+    if algorithm.asynchronous is not None and getattr(sampler, "func", sampler) is not uniform:
+        raise ValueError(f"algorithm={algorithm.name} draws clients as places fall free: set sampler=uniform")
+
+
+def poisoned(dataset: FederatedDataset, attack: Attack | None, seed: int) -> FederatedDataset:
+    """The data as the attackers have left them."""
+    if attack is None or attack.poison is None:
+        return dataset
+    return attack.poison(dataset, attack.attackers(dataset.num_clients, seed))
+
+
+def make_uplink(
+    model: FlatModel,
+    algorithm: Algorithm,
+    server: ServerConfig,
+    sampler: Sampler,
+    num_clients: int,
+    aggregator: Aggregator | None,
+    transforms: Sequence[Transform],
+    attack: Attack | None,
+    seed: int,
+) -> Uplink | None:
+    """The uplink of a run; None: updates are averaged, and no more.
+
+    Raises:
+        ValueError: parts that do not fit each other.
+    """
+    aggregator = aggregator or mean()
+    if aggregator == mean() and not transforms and attack is None:
+        return None
+    if algorithm.prelude is not None or algorithm.asynchronous is not None:
+        raise ValueError(
+            f"algorithm={algorithm.name} does not send one message a round, for which transforms, attacks and "
+            "aggregators are made: choose another algorithm, or aggregator=mean without the others"
+        )
+    if server.group_rounds > 1:
+        raise ValueError(
+            f"server.group_rounds={server.group_rounds}: a group sends one update for all of its clients, where "
+            "transforms, attacks and aggregators other than the mean need each client's: set group_rounds=1"
+        )
+    return Uplink(
+        transforms=[t if t.fit is None else t.fit(model.layout) for t in transforms],
+        aggregator=aggregator,
+        attack=attack,
+        sampler=sampler,
+        num_clients=num_clients,
+        size=update_size(algorithm, model.layout),
+        like=model.vector,
+        seed=seed,
+    )
+
+
+def make_server(
+    model: FlatModel,
+    dataset: FederatedDataset,
+    algorithm: Algorithm,
+    local: LocalConfig,
+    server: ServerConfig,
+    *,
+    sampler: Sampler,
+    devices: Devices | None,
+    transport: Transport,
+    uplink: Uplink | None,
+    draw: Callable[[int], Tensor],
+    seed: int,
+) -> Server | AsyncServer:
+    """The server of a run, which begins with a copy of the model's vector.
+
+    Args:
+        model, dataset, algorithm, local, server: the run.
+        sampler: who trains in a round; an asynchronous server has no use for it.
+        devices: the clients' devices; None: everybody reports at once.
+        transport: where rounds run.
+        uplink: what happens to updates beside their mean.
+        draw: i -> (P + Q,) another initial model.
+        seed: of the run.
+    """
+    sizes = dataset.train.sizes
+    down, up = traffic(algorithm, model)
+    if uplink is not None and uplink.pipeline.transforms:
+        up = uplink.bytes_per_update
+    timed: dict[str, Any] = {"download_bytes": down, "upload_bytes": up}
+    common: dict[str, Any] = {
+        "algorithm": algorithm,
+        "transport": transport,
+        "draw": draw,
+        "schedule": server.schedule,
+    }
+    vector = model.vector.clone()
+    if algorithm.asynchronous is not None:
+        queue = make_queue(devices, sizes, local, server, seed=seed, **timed)
+        return AsyncServer(vector, model.num_parameters, sizes, queue=queue, **common)
+    clock = make_clock(devices, sizes, local, server, **timed)
+    return Server(vector, model.num_parameters, sizes, sampler=sampler, seed=seed, clock=clock, uplink=uplink, **common)
