@@ -1,8 +1,12 @@
 """A star and its workers in one process: threads in the place of processes, real links between them."""
 
+import os
 import re
 import shlex
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+import fedsim
 from fedsim import LocalConfig, ServerConfig, Simulation, __version__
 from fedsim.algorithms import fedavg
 from fedsim.algorithms.base import Algorithm
@@ -222,3 +227,51 @@ def page_commands() -> Callable[[str], list[list[str]]]:
         return [shlex.split(line) for line in block.splitlines()]
 
     return read
+
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture(scope="module")
+def start() -> Iterator[Start]:
+    """Starts `python -m fedsim ARGUMENTS` (or another module) in a folder; a test that fails leaves no process."""
+    started: list[subprocess.Popen[str]] = []
+    package = str(Path(fedsim.__file__).resolve().parents[1])
+
+    def start(cwd: Path, *arguments: str, module=("-m", "fedsim"), **environment: str) -> subprocess.Popen[str]:
+        path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+        process = subprocess.Popen(
+            [sys.executable, *module, *arguments],
+            cwd=cwd,
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def finish() -> Callable[..., str]:
+    """Waits for such a process to end with a code, and gives what it printed."""
+
+    def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+        out, _ = process.communicate(timeout=400)
+        assert process.returncode == code, out
+        return out
+
+    return finish
+
+
+@pytest.fixture
+def secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All processes of a test know the same one."""
+    monkeypatch.setenv("FEDSIM_SECRET", SECRET.decode())

@@ -1,50 +1,11 @@
 """The commands of docs/deployment.md for workers with data of their own, as real processes; and mistakes in them."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-
-import fedsim
-
-PACKAGE = Path(fedsim.__file__).resolve().parents[1]
-STARTED: list[subprocess.Popen[str]] = []
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _end_what_is_left():
-    """A test that fails must not leave processes."""
-    yield
-    for process in STARTED:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
-
-
-def start(cwd: Path, words: list[str], *more: str) -> subprocess.Popen[str]:
-    assert words[:3] == ["python", "-m", "fedsim"]
-    path = os.pathsep.join(filter(None, [str(PACKAGE), os.environ.get("PYTHONPATH")]))
-    process = subprocess.Popen(
-        [sys.executable, *words[1:], *more],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "FEDSIM_SECRET": "0123456789abcdef"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    STARTED.append(process)
-    return process
-
-
-def finish(process: subprocess.Popen[str], code: int = 0) -> str:
-    out, _ = process.communicate(timeout=400)
-    assert process.returncode == code, out
-    return out
 
 
 def images(root: Path, clients: dict[str, int]) -> None:
@@ -60,20 +21,23 @@ def images(root: Path, clients: dict[str, int]) -> None:
                     Image.fromarray(pixels).save(folder / f"{i}.png")
 
 
-def test_the_commands_of_the_page_end_in_the_model_of_all_data_in_one_place(tmp_path, page_commands):
+def test_the_commands_of_the_page_end_in_the_model_of_all_data_in_one_place(
+    tmp_path, page_commands, start, finish, secret
+):
     images(tmp_path / "hospital_a", {"ann": 9, "cyd": 14})
     images(tmp_path / "hospital_b", {"bob": 11, "dan": 6})
     for hospital in ("hospital_a", "hospital_b"):
         shutil.copytree(tmp_path / hospital, tmp_path / "union", dirs_exist_ok=True)
     server, *workers = page_commands("Data that stay where they are")
+    assert all(words[:3] == ["python", "-m", "fedsim"] for words in (server, *workers))
     common = ["trainer=serial", "server.evaluate_every=1"]
     of_server = [word for word in server[3:] if word.partition("=")[0].split(".")[0] in ("model", "server")]
     alone = start(
-        tmp_path, server[:3], *of_server, *common, "data=folders", "data.root=union",
+        tmp_path, *of_server, *common, "data=folders", "data.root=union",
         f"hydra.run.dir={tmp_path}/alone",
     )  # fmt: skip
-    running = start(tmp_path, server, *common, f"hydra.run.dir={tmp_path}/run")
-    nodes = [start(tmp_path, words, f"hydra.run.dir={tmp_path}/w{i}") for i, words in enumerate(workers)]
+    running = start(tmp_path, *server[3:], *common, f"hydra.run.dir={tmp_path}/run")
+    nodes = [start(tmp_path, *words[3:], f"hydra.run.dir={tmp_path}/w{i}") for i, words in enumerate(workers)]
     out = finish(running)
     for node in nodes:
         finish(node)

@@ -6,7 +6,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -27,44 +26,11 @@ SLACK = 60  # seconds more than the bound, for a busy machine
 PACKAGE = str(Path(fedsim.__file__).resolve().parents[1])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _end_what_is_left():
-    """A test that fails must not leave processes."""
-    yield
-    for process in STARTED:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
-
-
-STARTED: list[subprocess.Popen[str]] = []
-
-
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch):
     """Of every process that is started, from here or by a run in this process."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [PACKAGE, os.environ.get("PYTHONPATH")])))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
-def start(cwd: Path, *arguments: str, module=("-m", "fedsim"), **environment: str) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [sys.executable, *module, *arguments],
-        cwd=cwd,
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-    )
-    STARTED.append(process)
-    return process
-
-
-def finish(process: subprocess.Popen[str], code: int = 0) -> str:
-    out, _ = process.communicate(timeout=400)
-    assert process.returncode == code, out
-    return out
 
 
 def rows(directory: Path) -> int:
@@ -110,7 +76,7 @@ def undisturbed(fedsim, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return UNDISTURBED[0]
 
 
-def test_kill_9_and_a_stop_in_the_middle_then_ctrl_c_and_resume(fedsim, tmp_path, undisturbed):
+def test_kill_9_and_a_stop_in_the_middle_then_ctrl_c_and_resume(fedsim, tmp_path, undisturbed, start, finish):
     """Three workers, of which one is killed, one stopped; then the run is interrupted, and resumed in one process."""
     directory = tmp_path / "run"
     workers = [*DISTRIBUTED, "transport.num_workers=3", "transport.slow_factor=1000", "checkpoint.every=5"]
@@ -146,7 +112,7 @@ def test_kill_9_and_a_stop_in_the_middle_then_ctrl_c_and_resume(fedsim, tmp_path
     assert summary["config_hash"] == reference["config_hash"]
 
 
-def test_a_server_that_is_killed_takes_its_nodes_along(tmp_path):
+def test_a_server_that_is_killed_takes_its_nodes_along(tmp_path, start):
     server = start(tmp_path, *DEBUG, *DISTRIBUTED, "transport.tree={east:1}", f"hydra.run.dir={tmp_path}/run")
     wait_for(lambda: rows(tmp_path / "run") or server.poll() is not None, "round 1")
     nodes = nodes_of(server)
@@ -157,7 +123,7 @@ def test_a_server_that_is_killed_takes_its_nodes_along(tmp_path):
     assert not alive
 
 
-def test_nodes_on_several_machines_survive_a_restart_of_the_server(fedsim, tmp_path, undisturbed):
+def test_nodes_on_several_machines_survive_a_restart_of_the_server(fedsim, tmp_path, undisturbed, start, finish):
     """The server on 127.0.0.2, a worker that takes its configuration from there and one that states its own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.2", 0))
@@ -208,7 +174,7 @@ def test_workers_build_the_trainer_that_a_run_was_begun_with(fedsim, tmp_path):
 
 
 @pytest.mark.slow
-def test_torchrun_starts_a_server_and_two_workers(tmp_path, undisturbed):
+def test_torchrun_starts_a_server_and_two_workers(tmp_path, undisturbed, start, finish):
     run = start(
         tmp_path, "--standalone", "--nproc-per-node", "3", "-m", "fedsim", *DEBUG, *DISTRIBUTED,
         f"hydra.run.dir={tmp_path}/run", module=("-m", "torch.distributed.run"), FEDSIM_SECRET="0123456789abcdef",

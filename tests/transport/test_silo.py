@@ -1,9 +1,6 @@
 """Silos of real processes: FedML's Octopus example, two silos of 2 and 1 processes, and the death of one process."""
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +11,6 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed import TCPStore
 
-import fedsim
 from fedsim.config import TransportConfig
 from fedsim.train.silo import SiloBroken
 from fedsim.transport.place import find_place, find_seat
@@ -25,42 +21,10 @@ DEBUG = [
     "+experiment=debug", "data.num_clients=2", "server.clients_per_round=2", "server.num_rounds=3",
     "server.evaluate_every=0", "local.momentum=0.9", "local.num_epochs=2", "evaluate.clients=false",
 ]  # fmt: skip
-PACKAGE = str(Path(fedsim.__file__).resolve().parents[1])
-STARTED: list[subprocess.Popen[str]] = []
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _end_what_is_left():
-    """A test that fails must not leave processes."""
-    yield
-    for process in STARTED:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
-
-
-def start(cwd: Path, *arguments: str, module=("-m", "fedsim")) -> subprocess.Popen[str]:
-    path = os.pathsep.join(filter(None, [PACKAGE, os.environ.get("PYTHONPATH")]))
-    process = subprocess.Popen(
-        [sys.executable, *module, *arguments],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "FEDSIM_SECRET": "0123456789abcdef"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    STARTED.append(process)
-    return process
-
-
-def finish(process: subprocess.Popen[str], code: int = 0) -> str:
-    out, _ = process.communicate(timeout=400)
-    assert process.returncode == code, out
-    return out
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(tmp_path_factory: pytest.TempPathFactory, start, finish) -> Path:
     """The model of the same run in one process."""
     directory = tmp_path_factory.mktemp("alone")
     finish(start(directory, *DEBUG, "trainer=serial", f"hydra.run.dir={directory}/run"))
@@ -74,7 +38,9 @@ def assert_equal(model: Path, reference: Path) -> None:
         torch.testing.assert_close(ours[name], tensor, atol=1e-6, rtol=0)
 
 
-def test_two_silos_of_2_and_1_processes_end_in_the_model_of_one_process(tmp_path, alone, page_commands):
+def test_two_silos_of_2_and_1_processes_end_in_the_model_of_one_process(
+    tmp_path, alone, page_commands, start, finish, secret
+):
     """The page's commands: one is started by torchrun, the other by itself; both train."""
     serve, torchrun, single = page_commands("Silos")
     assert torchrun[0] == "torchrun"
@@ -96,7 +62,7 @@ def test_two_silos_of_2_and_1_processes_end_in_the_model_of_one_process(tmp_path
         assert any(int(float(row.split(",")[columns.index(f"bytes_up/{name}")] or 0)) > 4000 for row in rows)
 
 
-def test_a_process_that_is_stopped_ends_its_silo_and_the_run_goes_on(tmp_path, alone):
+def test_a_process_that_is_stopped_ends_its_silo_and_the_run_goes_on(tmp_path, alone, start, finish, secret):
     """The only worker is a silo of two, started with the run; its second process is stopped for ever."""
     directory = tmp_path / "run"
     server = start(
