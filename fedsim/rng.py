@@ -51,9 +51,12 @@ def forked_generators(enabled: bool = True) -> Iterator[Callable[[int], None]]:
 
 def _mix(x: np.ndarray) -> np.ndarray:
     """SplitMix64's finaliser (Steele, Lea, Flood 2014): (...) uint64 to (...) uint64, a bijection."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    x = x ^ (x >> np.uint64(30))
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x
 
 
 def counter_hash(seed: int, purpose: str, *counters: np.ndarray | int) -> np.ndarray:
@@ -69,7 +72,8 @@ def counter_hash(seed: int, purpose: str, *counters: np.ndarray | int) -> np.nda
 
 
 def extend_hash(state: np.ndarray, counter: np.ndarray | int) -> np.ndarray:
-    """Hash one more counter into the (n,) uint64 result of `counter_hash`; `counter_hash` is this, repeated."""
+    """Hash one more counter into the uint64 result of `counter_hash`, broadcast; `counter_hash` is this, repeated."""
     golden = np.uint64(_GOLDEN)
-    mixed = _mix(np.asarray(counter).astype(np.uint64).reshape(-1) + golden)
-    return _mix((state ^ mixed) + golden)
+    mixed = state ^ _mix(np.atleast_1d(counter).astype(np.uint64) + golden)
+    mixed += golden
+    return _mix(mixed)

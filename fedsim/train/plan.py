@@ -5,8 +5,8 @@ minibatches are a function of (seed, round, client) alone: neither the number of
 changes them.
 """
 
-import heapq
 from dataclasses import dataclass
+from heapq import heapreplace
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from fedsim.config import LocalConfig
 from fedsim.data.federated import Split
 from fedsim.rng import counter_hash, extend_hash
 
-# Samples sorted at once: 2^16 at most, so that keys fit 64 bits; and few enough to stay in the processor's cache.
+# Samples sorted at once, or one client: few enough to stay in the processor's cache.
 _BLOCK = 1 << 14
 
 
@@ -95,26 +95,28 @@ def make_plan(
         steps = np.minimum(steps, max_steps[longest_first])
     slot, start = _assign(steps, min(num_slots, len(cohort)))
 
+    # From here on one element for each segment: an epoch of a client, the longest first.
     num_epochs = -(-steps // steps_per_epoch)
-    visitor = np.repeat(np.arange(len(cohort)), num_epochs)  # one segment for each client and epoch
-    owned = _shuffled(seed, round, cohort[visitor], _count_up(num_epochs), sizes[visitor])
-    owned += np.repeat(split.offsets[cohort[visitor]], sizes[visitor])
-    owned = owned if split.order is None else split.order[owned]
+    who, epoch = np.repeat(np.arange(len(cohort)), num_epochs), _count_up(num_epochs)
+    before = epoch * steps_per_epoch[who]
+    num_parts = np.minimum(steps_per_epoch[who], steps[who] - before)
+    state = counter_hash(seed, "shuffle", round, cohort[who], epoch)
+    owner_start, size = split.offsets[cohort[who]], sizes[who]
 
-    # From here on one element for each minibatch, by client and step.
-    who, step = np.repeat(np.arange(len(cohort)), steps), _count_up(steps)
-    epoch, part = np.divmod(step, steps_per_epoch[who])
-    segment = (np.cumsum(num_epochs) - num_epochs)[who] + epoch
-    first = (np.cumsum(sizes[visitor]) - sizes[visitor])[segment] + part * batch
-    count = np.minimum(batch, sizes[who] - part * batch)
-    taken = owned.take(first[:, None] + np.arange(batch), mode="clip")
-    np.putmask(taken, np.arange(batch) >= count[:, None], 0)
-
-    shape = (int((start + steps).max()), int(slot.max()) + 1, batch)
-    place = (start[who] + step) * shape[1] + slot[who]
-    rows, counts = np.zeros(shape, np.int64), np.zeros(shape[:2], np.int64)
-    rows.reshape(-1, batch)[place] = taken
-    counts.reshape(-1)[place] = count
+    num_steps, width = int((start + steps).max()), int(slot.max()) + 1
+    first = (start[who] + before) * width + slot[who]
+    # one place more, for minibatches that nobody trains on
+    rows, counts = np.zeros((num_steps * width + 1, batch), np.int64), np.zeros(num_steps * width + 1, np.int64)
+    begin = 0
+    while begin < len(who):
+        s = slice(begin, begin + max(1, _BLOCK // int(size[begin])))
+        taken = _shuffled(state[s], owner_start[s], size[s], split.order, batch)
+        part = np.arange(taken.shape[1])
+        place = np.where(part < num_parts[s, None], first[s, None] + part * width, len(rows) - 1)
+        rows[place, : taken.shape[2]] = taken
+        counts[place] = np.minimum(taken.shape[2], size[s, None] - part * batch)
+        begin = s.stop
+    rows, counts = rows[:-1].reshape(num_steps, width, batch), counts[:-1].reshape(num_steps, width)
     return Plan(
         round=round,
         clients=cohort,
@@ -167,39 +169,50 @@ def _assign(steps: np.ndarray, num_slots: int) -> tuple[np.ndarray, np.ndarray]:
     """
     if num_slots == 1:
         return np.zeros_like(steps), np.cumsum(steps) - steps
-    slot, start = np.empty_like(steps), np.empty_like(steps)
-    free = [(0, k) for k in range(num_slots)]
-    for i, length in enumerate(steps.tolist()):
-        start[i], slot[i] = free[0]
-        heapq.heapreplace(free, (free[0][0] + length, free[0][1]))
+    free = list(range(num_slots))  # a heap of (step from which a slot is free, slot), as one integer
+    taken = [heapreplace(free, free[0] + length) for length in (steps * num_slots).tolist()]
+    start, slot = np.divmod(np.array(taken), num_slots)
     # Number the slots by when they run dry, the last first: then the busy ones are always the first ones.
     rank = np.empty(num_slots, np.int64)
-    rank[[k for _, k in sorted(free, key=lambda f: (-f[0], f[1]))]] = np.arange(num_slots)
+    dry, last = np.divmod(np.array(free), num_slots)
+    rank[last[np.lexsort((last, -dry))]] = np.arange(num_slots)
     return rank[slot], start
 
 
-def _shuffled(seed: int, round: int, client: np.ndarray, epoch: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """A random order of 0 ... size-1 for each segment, (sum(size),) int64, segment after segment.
+def _shuffled(
+    state: np.ndarray, start: np.ndarray, size: np.ndarray, order: np.ndarray | None, batch: int
+) -> np.ndarray:
+    """The minibatches of n segments: rows of the dataset in a random order of each.
 
-    Segments are sorted by the upper 32 bits of a hash of (round, client, epoch, index), ties by index. A few segments
-    at a time are sorted as one, by (segment, hash, index) in one integer.
+    A segment is sorted by the upper 32 bits of a hash of (its state, index), ties by index: both in one integer. All
+    are sorted at once in a matrix as wide as the first of them.
+
+    Args:
+        state: (n,) uint64, of `counter_hash`.
+        start, size: (n,) where each segment lies among the owned samples; the longest comes first.
+        order: the row of each owned sample; None: itself.
+        batch: B.
+
+    Returns:
+        (n, parts, B or the longest size if that is less) int64; 0 in the places that are left over.
     """
-    prefix = counter_hash(seed, "shuffle", round, client, epoch)
-    order = np.empty(int(size.sum()), np.int64)
-    ends = np.cumsum(size)
-    first = begin = 0
-    while first < len(size):
-        last = max(first + 1, int(np.searchsorted(ends, begin + _BLOCK, "right")))
-        sizes, end = size[first:last], int(ends[last - 1])
-        index = _count_up(sizes).astype(np.uint64)
-        index_bits = np.uint64(int(sizes.max() - 1).bit_length())
-        # at most 2^16 segments of at most 2^16 samples, or one segment: 64 bits hold the three
-        key = extend_hash(np.repeat(prefix[first:last], sizes), index) >> np.uint64(32)
-        key |= np.repeat(np.arange(len(sizes), dtype=np.uint64) << np.uint64(32), sizes)
-        key <<= index_bits
-        key |= index
-        key.sort()
-        key &= (np.uint64(1) << index_bits) - np.uint64(1)
-        order[begin:end] = key
-        first, begin = last, end
-    return order
+    longest = int(size[0])
+    parts = -(-longest // batch)
+    index = np.arange(parts * min(batch, longest), dtype=np.uint64)
+    index_bits = np.uint64((longest - 1).bit_length())
+    some = slice(int(size[-1]), None)  # the columns where some segment has ended
+    left_over = index[some] >= size[:, None].astype(np.uint64)
+    key = extend_hash(state[:, None], index)
+    key >>= np.uint64(32)
+    key <<= index_bits  # 2^32 samples at most
+    key |= index
+    key[:, some][left_over] = ~np.uint64(0)
+    key.sort(axis=1)
+    key &= (np.uint64(1) << index_bits) - np.uint64(1)
+    owned = key.view(np.int64)
+    owned += start[:, None]
+    owned[:, some][left_over] = 0
+    if order is not None:
+        owned = order[owned]
+        owned[:, some][left_over] = 0
+    return owned.reshape(len(size), parts, -1)
