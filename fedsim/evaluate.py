@@ -42,6 +42,10 @@ class Evaluator:
             return self.rows
         return self.rows[np.sort(stream(seed, "evaluate").choice(len(self.rows), max_samples, replace=False))]
 
+    def of(self, clients: np.ndarray | None) -> np.ndarray | None:
+        """The rows of these clients (m,), client after client; None: everyone's, None."""
+        return None if clients is None else np.concatenate([self.split.rows(c) for c in clients.tolist()])
+
     @torch.no_grad()
     @flushed_denormals()
     def per_sample(self, vector: Tensor, rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -71,24 +75,25 @@ class Evaluator:
         places = self.places(rows)
         return math.fsum(values * places) / max(1.0, math.fsum(places))
 
-    def per_client(self, losses: np.ndarray, hits: np.ndarray) -> pd.DataFrame:
-        """One row for each client with samples: client, samples, loss, accuracy (means over its samples' places).
+    def per_client(self, losses: np.ndarray, hits: np.ndarray, clients: np.ndarray | None = None) -> pd.DataFrame:
+        """One row for each client: client, samples, loss, accuracy (means over its samples' places).
 
         Args:
-            losses, hits: (N,) what `per_sample` gave for all rows.
+            losses, hits: (n,) what `per_sample` gave for the rows of the clients.
+            clients: (m,) with samples each, ascending; None: all that have some.
         """
         assert self.split.offsets is not None, "nobody owns these samples"
-        sizes = self.split.sizes
-        owner = np.repeat(np.arange(len(sizes)), sizes)
-        kept = np.flatnonzero(sizes)
-        places = self.places()
-        weights = np.bincount(owner, places, len(sizes))[kept].clip(min=1)
+        kept = np.flatnonzero(self.split.sizes) if clients is None else clients
+        sizes = self.split.sizes[kept]
+        owner = np.repeat(np.arange(len(kept)), sizes)
+        places = self.places(self.of(clients))
+        weights = np.bincount(owner, places, len(kept)).clip(min=1)
         return pd.DataFrame(
             {
                 "client": [self.dataset.client_ids[c] for c in kept.tolist()],
-                "samples": sizes[kept],
-                "loss": np.bincount(owner, losses * places, len(sizes))[kept] / weights,
-                "accuracy": np.bincount(owner, hits * places, len(sizes))[kept] / weights,
+                "samples": sizes,
+                "loss": np.bincount(owner, losses * places, len(kept)) / weights,
+                "accuracy": np.bincount(owner, hits * places, len(kept)) / weights,
             }
         )
 

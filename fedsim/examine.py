@@ -1,4 +1,4 @@
-"""What a run's models are worth: on the test set and for every client, each split evaluated once a round at most."""
+"""What a run's models are worth: on the test set and for its clients, each split evaluated once a round at most."""
 
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -7,8 +7,10 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from fedsim.data.federated import FederatedDataset
+from fedsim.config import EvaluateConfig
+from fedsim.data.federated import FederatedDataset, Split
 from fedsim.evaluate import Evaluator
+from fedsim.rng import stream
 from fedsim.vector import FlatModel
 
 OwnModels = Callable[[list[int]], Iterator[tuple[int, Tensor]]]
@@ -42,19 +44,19 @@ class Examiner:
     Args:
         dataset: its splits.
         model: the shared module; each evaluation overwrites its vector.
-        max_samples: test samples of a quick look, a seeded draw; None: all.
-        seed: of that draw.
+        evaluate: test samples of a quick look, and clients of a thorough one.
+        seed: of these draws.
     """
 
     sees_clients = True
 
-    def __init__(self, dataset: FederatedDataset, model: FlatModel, *, max_samples: int | None, seed: int) -> None:
-        self.dataset, self.model = dataset, model
+    def __init__(self, dataset: FederatedDataset, model: FlatModel, evaluate: EvaluateConfig, *, seed: int) -> None:
+        self.dataset, self.model, self.max_clients, self.seed = dataset, model, evaluate.max_clients, seed
         test = dataset.test
         self.test = None if test is None or not test.num_samples else Evaluator(dataset, test, model)
-        self._quick = None if self.test is None else self.test.draw(max_samples, seed)
+        self._quick = None if self.test is None else self.test.draw(evaluate.max_samples, seed)
         self._training: Evaluator | None = None
-        # (round, evaluator, losses, hits) of the last evaluation of a whole split
+        # (round, evaluator, losses, hits) of the last thorough look at a split
         self._last: tuple[int, Evaluator, np.ndarray, np.ndarray] | None = None
 
     def central(self, vector: Tensor, round: int, *, whole: bool) -> dict[str, float]:
@@ -62,18 +64,18 @@ class Examiner:
 
         Args:
             vector, round: the model, and the round after which it stands.
-            whole: all test samples, else those of a quick look.
+            whole: all test samples of the clients that are drawn, else those of a quick look.
         """
         if self.test is None:
             return {}
-        rows = None if whole else self._quick
+        rows = self.test.of(self._drawn(self.test.split)) if whole else self._quick
         losses, hits = self.test.per_sample(vector, rows)
         if whole:
             self._last = (round, self.test, losses, hits)
         return {"test_loss": self.test.mean(losses, rows), "test_accuracy": self.test.mean(hits, rows)}
 
     def clients(self, vector: Tensor, round: int, own: OwnModels | None = None) -> pd.DataFrame:
-        """Every client: client, split, samples, loss, accuracy.
+        """Every client, or those that are drawn: client, split, samples, loss, accuracy.
 
         The split is the clients' test samples, else their validation samples, else their training samples. The model is
         the global one; where clients have models of their own, loss and accuracy are those of each client's own model,
@@ -85,26 +87,34 @@ class Examiner:
                 break
         else:
             raise AssertionError("a partitioned dataset has owners")
-        last = self._last
+        drawn, last = self._drawn(split), self._last
         if last is None or last[0] != round or last[1].split is not split:
             evaluator = Evaluator(self.dataset, split, self.model)
-            last = (round, evaluator, *evaluator.per_sample(vector))
+            last = (round, evaluator, *evaluator.per_sample(vector, evaluator.of(drawn)))
         evaluator = last[1]
-        frame = evaluator.per_client(*last[2:])
+        frame = evaluator.per_client(*last[2:], drawn)
         frame.insert(1, "split", name)
         if own is not None:
             frame = frame.rename(columns={"loss": "global_loss", "accuracy": "global_accuracy"})
-            owners = np.flatnonzero(split.sizes).tolist()
+            owners = (np.flatnonzero(split.sizes) if drawn is None else drawn).tolist()
             found = [evaluator.per_sample(mine.clone(), split.rows(client)) for client, mine in own(owners)]
             losses, hits = (np.concatenate(parts) for parts in zip(*found, strict=True))
-            theirs = evaluator.per_client(losses, hits)
+            theirs = evaluator.per_client(losses, hits, drawn)
             frame["loss"], frame["accuracy"] = theirs["loss"], theirs["accuracy"]
         return frame
+
+    def _drawn(self, split: Split) -> np.ndarray | None:
+        """The clients that a thorough look takes, ascending, with samples each; None: all, or nobody owns the split."""
+        owners = np.flatnonzero(split.sizes) if split.owned and self.max_clients is not None else []
+        if self.max_clients is None or len(owners) <= self.max_clients:
+            return None
+        chosen = stream(self.seed, "evaluate_clients").choice(owners, self.max_clients, replace=False)
+        return np.sort(chosen)
 
     def training_losses(self, vector: Tensor, clients: np.ndarray) -> np.ndarray:
         """(n,) mean loss of a model on the training samples of these clients (n,), each with some."""
         if self._training is None:
             self._training = Evaluator(self.dataset, self.dataset.train, self.model)
-        rows = [self.dataset.train.rows(c) for c in clients.tolist()]
-        losses, _ = self._training.per_sample(vector, np.concatenate(rows))
-        return np.array([part.mean() for part in np.split(losses, np.cumsum([len(r) for r in rows])[:-1])])
+        losses, _ = self._training.per_sample(vector, self._training.of(clients))
+        ends = np.cumsum(self.dataset.train.sizes[clients])
+        return np.array([part.mean() for part in np.split(losses, ends[:-1])])

@@ -145,7 +145,7 @@ def _record(
         clients = simulation.clients()
         files.write_clients(clients)
         tracked.clients(clients)
-        summary["clients"] = {"split": clients["split"].iloc[0], **spread(clients)}
+        summary["clients"] = {"split": clients["split"].iloc[0], "evaluated": len(clients), **spread(clients)}
         if simulation.algorithm.personalised:
             of_global = clients.assign(accuracy=clients["global_accuracy"])
             summary["clients"] |= {f"global_{name}": value for name, value in spread(of_global).items()}

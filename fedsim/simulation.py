@@ -100,7 +100,7 @@ class Simulation:
         dataset = poisoned(dataset, attack, seed)
         self.dataset, self.config, self.seed, self.algorithm, self.local = dataset, server, seed, algorithm, local
         self.model = build_model(dataset, model, seed=seed, device=device)
-        self.examiner = examiner or Examiner(dataset, self.model, max_samples=evaluate.max_samples, seed=seed)
+        self.examiner = examiner or Examiner(dataset, self.model, evaluate, seed=seed)
         made = None if devices is None else devices(dataset.num_clients, dataset.client_ids, seed)
         population = Population(
             sizes=dataset.train.sizes, losses=self._losses, there=None if made is None else made.there
@@ -227,7 +227,7 @@ class Simulation:
                     break
 
     def _look(self, last: bool) -> Metrics:
-        """An evaluation that is due. One that would end the run is repeated on all samples: what holds there counts."""
+        """An evaluation that is due. One that would end the run is repeated as its last: what holds there counts."""
         metrics = self.evaluate(whole=last)
         if self.config.stops_early and "test_accuracy" in metrics:
             if not last and self.config.stop([*self.accuracies, metrics["test_accuracy"]]):
@@ -240,12 +240,12 @@ class Simulation:
         """test_loss and test_accuracy of the global model; {} without a test set.
 
         Args:
-            whole: all test samples, else those of `evaluate.max_samples`.
+            whole: all test samples of `evaluate.max_clients`, else those of `evaluate.max_samples`.
         """
         return self.examiner.central(self.server.vector, self.server.round, whole=whole)
 
     def clients(self) -> pd.DataFrame:
-        """Every client under the global model, and under its own where it has one: see `Examiner.clients`."""
+        """Clients under the global model, and under their own where they have one: see `Examiner.clients`."""
         own = self._own if self.algorithm.personalised else None
         return self.examiner.clients(self.server.vector, self.server.round, own)
 

@@ -1,6 +1,9 @@
 """Evaluation: one batched pass gives what a loop over clients gives."""
 
+from dataclasses import replace
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -39,8 +42,6 @@ def test_per_client_equals_a_loop_over_clients(make_dataset, order):
 
 
 def test_spread_is_numpys():
-    import pandas as pd
-
     accuracy = np.linspace(0, 1, 11)
     stats = spread(pd.DataFrame({"accuracy": accuracy, "samples": np.arange(11)}))
     assert stats["client_accuracy_mean"] == pytest.approx(0.5)
@@ -71,6 +72,38 @@ def test_the_preview_is_a_fixed_draw_and_the_last_round_takes_all(make_dataset):
     assert simulation.evaluate(whole=True)["test_accuracy"] == last["test_accuracy"]
     assert simulation.evaluate(whole=False)["test_accuracy"] != last["test_accuracy"]
     assert (first["test_accuracy"] * 17) % 1 == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("owned", [True, False])
+def test_the_last_round_is_judged_by_a_fixed_draw_of_clients(make_dataset, owned):
+    """The accuracy of the last round is that of the clients in clients.csv, weighted by samples, and they are few."""
+    sizes = [20, 3, 0, 7, 11, 5]
+    dataset = make_dataset(sizes)
+    if owned:
+        dataset = replace(dataset, test=dataset.train)
+
+    def run(**evaluate):
+        simulation = Simulation(
+            dataset,
+            logistic,
+            server=ServerConfig(num_rounds=1, clients_per_round=2),
+            evaluate=EvaluateConfig(**evaluate),
+            device="cpu",
+        )
+        (metrics,) = simulation.rounds()
+        return metrics, simulation.clients()
+
+    metrics, clients = run(max_clients=3)
+    everyone, all_clients = run()
+    assert (len(clients), len(all_clients)) == (3, 5)
+    chosen = all_clients[all_clients["client"].isin(clients["client"])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(clients, chosen)
+    if owned:
+        assert metrics["test_accuracy"] == pytest.approx(np.average(clients["accuracy"], weights=clients["samples"]))
+        assert metrics["test_loss"] != everyone["test_loss"]
+    else:
+        assert metrics["test_loss"] == everyone["test_loss"]
+    assert run(max_clients=5)[0]["test_loss"] == everyone["test_loss"]
 
 
 def test_without_a_test_set_clients_are_evaluated_on_their_training_samples(make_dataset):

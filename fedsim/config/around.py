@@ -31,16 +31,21 @@ class EvaluateConfig:
 
     Attributes:
         max_samples: test samples used while the run goes on, a seeded draw that stays the same; None: all. The
-            last round always uses all.
-        clients: after the last round, evaluate the global model on every client and write clients.csv.
+            last round uses all samples of `max_clients`.
+        max_clients: clients that the last round is judged by, a seeded draw; None: all. A test set that belongs to
+            no client is used whole.
+        clients: after the last round, evaluate the global model on each of these clients and write clients.csv.
     """
 
     max_samples: int | None = None
+    max_clients: int | None = None
     clients: bool = True
 
     def __post_init__(self) -> None:
-        if self.max_samples is not None and self.max_samples < 1:
-            raise ValueError(f"evaluate.max_samples must be at least 1 or null, got {self.max_samples}")
+        for name in ("max_samples", "max_clients"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"evaluate.{name} must be at least 1 or null, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,8 @@ def outcome(summary: Mapping[str, Any]) -> str:
         percentiles = (clients[f"client_accuracy_p{q}"] for q in (10, 50, 90))
         of = "" if clients["split"] == "test" else f", on their {clients['split']} samples"
         lines["clients"] = "accuracy {:.1%} / {:.1%} / {:.1%} (10th, 50th, 90th percentile".format(*percentiles)
-        lines["clients"] += f"; worst {clients['client_accuracy_worst']:.1%}{of})"
+        few = f" of {clients['evaluated']:,} clients" if clients["evaluated"] < summary["num_clients"] else ""
+        lines["clients"] += f"{few}; worst {clients['client_accuracy_worst']:.1%}{of})"
     lines["time"] = f"{duration(summary['seconds_per_round_median'])} a round (median); "
     lines["time"] += f"{duration(summary['seconds_training'])} training, "
     lines["time"] += f"{duration(summary['seconds_evaluating'])} evaluating"
