@@ -8,8 +8,8 @@ SUMMARY = {
     "rounds": 20, "final": {"train_loss": 0.99, "test_loss": 1.126, "test_accuracy": 0.702},
     "best": {"round": 18, "test_loss": 1.1, "test_accuracy": 0.71},
     "num_clients": 3550,
-    "clients": {"split": "test", "evaluated": 350, "client_accuracy_p10": 0.5, "client_accuracy_p50": 0.7, "client_accuracy_p90": 0.9,
-                "client_accuracy_worst": 0.25},
+    "clients": {"split": "test", "evaluated": 350, "client_accuracy_p10": 0.5, "client_accuracy_p50": 0.7,
+                "client_accuracy_p90": 0.9, "client_accuracy_worst": 0.25},
     "seconds_per_round_median": 9.5, "seconds_training": 190.0, "seconds_evaluating": 12.0,
     "peak_memory_bytes": 1600 * 2**20, "bytes_up": 3 * 2**30, "bytes_down": 1536,
 }  # fmt: skip
