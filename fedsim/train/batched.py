@@ -1,18 +1,22 @@
 """A module made ready for K clients side by side.
 
-Three kinds of layer need a twin. BatchNorm looks at the whole minibatch, so it must not see the rows that only fill it
-up. A large linear layer need not have K weights (`FactoredLinear`). And an LSTM's kernels cannot be batched
-(`fedsim.train.recurrent`).
+Four kinds of layer need a twin. BatchNorm looks at the whole minibatch, so it must not see the rows that only fill it
+up. A large linear layer need not have K weights (`FactoredLinear`). The first convolution has few channels, which is
+slow in groups (`PatchConv2d`). And an LSTM's kernels cannot be batched (`fedsim.train.recurrent`).
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from fedsim.train.recurrent import UnrolledLSTM
+
+# Elements of a patch, channels times kernel, up to which `PatchConv2d` is the faster.
+_MAX_PATCH = 75
 
 
 class MaskedBatchNorm(nn.Module):
@@ -129,8 +133,49 @@ class FactoredLinear(nn.Module):
         return outputs + self.probe
 
 
-def batched_twin(module: nn.Module, factored: set[str]) -> nn.Module:
-    """`module` in training mode, with twins for BatchNorm, LSTMs and the linear layers named in `factored`.
+class PatchConv2d(nn.Module):
+    """A convolution as one product of its weights with the patches of its input.
+
+    The convolutions of all slots are one convolution in groups, whose kernels on a CPU are slow if a group has few
+    channels: LEAF's first layer takes five times as long as this. The patches repeat each input kernel_size times, so
+    this is for layers of few channels whose input needs no gradient.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight, self.bias = conv.weight, conv.bias
+        self.stride, self.padding = conv.stride, conv.padding
+
+    @staticmethod
+    def replaces(module: nn.Module) -> bool:
+        """Whether `module` is a convolution that this can stand for, small enough for it to be faster."""
+        return (
+            type(module) is nn.Conv2d
+            and module.weight.device.type == "cpu"
+            and module.weight[0].numel() <= _MAX_PATCH
+            and module.groups == 1
+            and module.dilation == (1, 1)
+            and module.padding_mode == "zeros"
+            and isinstance(module.padding, tuple)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, O, H', W')."""
+        assert isinstance(self.padding, tuple)
+        (high, wide), weight = self.padding, self.weight.flatten(1)
+        for dim, size, stride in zip((2, 3), self.weight.shape[2:], self.stride, strict=True):
+            x = (pad(x, (wide, wide, high, high)) if dim == 2 else x).unfold(dim, size, stride)
+        batch, _, height, width, *_ = x.shape
+        patches = x.permute(0, 1, 4, 5, 2, 3).reshape(batch, -1, height * width)
+        if self.bias is not None:
+            patches = pad(patches, (0, 0, 0, 1), value=1.0)
+            weight = torch.cat([weight, self.bias[:, None]], dim=1)
+        return (weight @ patches).view(batch, -1, height, width)
+
+
+def batched_twin(module: nn.Module, factored: set[str], first: Set[str] = frozenset()) -> nn.Module:
+    """`module` in training mode, with twins for BatchNorm, LSTMs, the linear layers named in `factored`, and the
+    convolutions named in `first`.
 
     The modules are copies and the parameters are not: a functional call brings its own, and a model is not kept twice.
     """
@@ -142,6 +187,9 @@ def batched_twin(module: nn.Module, factored: set[str]) -> nn.Module:
         elif name in factored:
             assert isinstance(child, nn.Linear)
             replacement = FactoredLinear(child)
+        elif name in first:
+            assert isinstance(child, nn.Conv2d)
+            replacement = PatchConv2d(child)
         elif UnrolledLSTM.replaces(child):
             assert isinstance(child, nn.LSTM)
             replacement = UnrolledLSTM(child)
@@ -166,17 +214,31 @@ def factorable(module: nn.Module, sample: Tensor, min_size: int) -> dict[str, tu
     a plain (B, in) input when the module sees `sample` (B, ...).
     """
     weights = [id(p) for m in module.modules() for p in m._parameters.values() if p is not None]
-    calls: dict[str, list[int]] = {}
-    found: dict[str, tuple[int, int]] = {}
-    handles = []
+    found: dict[str, nn.Linear] = {}
     for name, child in module.named_modules():
         if type(child) is not nn.Linear or child.weight.numel() < min_size or not child.weight.requires_grad:
             continue
         if weights.count(id(child.weight)) > 1 or child._forward_hooks or child._forward_pre_hooks:
             continue
-        found[name] = (child.out_features, child.in_features)
-        calls[name] = []
-        handles.append(child.register_forward_hook(lambda _m, x, _y, seen=calls[name]: seen.append(x[0].dim())))
+        found[name] = child
+    calls = _inputs(module, found, sample)
+    return {n: (m.out_features, m.in_features) for n, m in found.items() if [x.dim() for x in calls[n]] == [2]}
+
+
+def first_convolutions(module: nn.Module, sample: Tensor) -> set[str]:
+    """Convolutions that `PatchConv2d` can stand for and that see nothing but the samples (B, ...) themselves."""
+    found = {n: m for n, m in module.named_modules() if PatchConv2d.replaces(m)}
+    calls = _inputs(module, found, sample)
+    return {n for n in found if calls[n] and all(x.data_ptr() == sample.data_ptr() for x in calls[n])}
+
+
+def _inputs(module: nn.Module, layers: Mapping[str, nn.Module], sample: Tensor) -> dict[str, list[Tensor]]:
+    """What each of these layers is called with when the module sees `sample`."""
+    calls: dict[str, list[Tensor]] = {name: [] for name in layers}
+    handles = [
+        layer.register_forward_hook(lambda _m, x, _y, seen=calls[name]: seen.append(x[0]))
+        for name, layer in layers.items()
+    ]
     was_training = module.training
     try:
         with torch.no_grad():
@@ -185,4 +247,4 @@ def factorable(module: nn.Module, sample: Tensor, min_size: int) -> dict[str, tu
         module.train(was_training)
         for handle in handles:
             handle.remove()
-    return {name: shape for name, shape in found.items() if calls[name] == [2]}
+    return calls

@@ -5,7 +5,7 @@ result of `vmap(grad(...))`, without `torch.func.grad`, which imports the compil
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -72,6 +72,7 @@ class SlotGradient:
     Args:
         module: the model; its parameter objects are shared, not copied.
         factored: names of the linear layers whose weights are factored.
+        first: names of the convolutions that are products with patches (`PatchConv2d`).
         stochastic: whether the model draws random numbers.
         traced: record the operations once and replay them (`fedsim.train.trace`), which leaves out functorch's
             own overhead.
@@ -85,12 +86,13 @@ class SlotGradient:
         self,
         module: nn.Module,
         factored: set[str],
+        first: Set[str] = frozenset(),
         *,
         stochastic: bool,
         traced: bool = True,
         precision: str = "float32",
     ) -> None:
-        self.twin = batched_twin(module, factored)
+        self.twin = batched_twin(module, factored, first)
         self.layers = {n: m for n, m in self.twin.named_modules() if isinstance(m, FactoredLinear)}
         self.fixed: Named = {n: b for n, b in self.twin.named_buffers() if not b.is_floating_point()}
         self.in_dims = (0, 0, 0, None, 0, 0, 0, 0, 0, 0, 0)

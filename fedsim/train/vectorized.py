@@ -16,7 +16,7 @@ from fedsim.data.federated import FederatedDataset
 from fedsim.data.resident import ResidentSplit
 from fedsim.denormals import flushed_denormals
 from fedsim.rng import forked_generators, torch_stream
-from fedsim.train.batched import factorable
+from fedsim.train.batched import factorable, first_convolutions
 from fedsim.train.gradient import SlotGradient
 from fedsim.train.graphs import GraphedSlots, find_capture
 from fedsim.train.hooked import ClientMemory, HookedSlots
@@ -81,6 +81,7 @@ class VectorizedTrainer:
         self.graphed: GraphedSlots | None = None
         whole_vectors = not plain or uplink is not None or precision == "bf16" or self.capture is not None
         self.factorable = factorable(model.module, sample, _MIN_FACTORED) if factor and not whole_vectors else {}
+        self.first = first_convolutions(model.module, sample)
         self.expected_history = 0
         self.functions: dict[frozenset[str], SlotGradient] = {}
 
@@ -89,7 +90,7 @@ class VectorizedTrainer:
         key = frozenset(factored)
         if key not in self.functions:
             self.functions[key] = SlotGradient(
-                self.model.module, set(factored), stochastic=self.stochastic, precision=self.precision
+                self.model.module, set(factored), self.first, stochastic=self.stochastic, precision=self.precision
             )
         return self.functions[key]
 

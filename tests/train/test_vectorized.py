@@ -17,7 +17,14 @@ from fedsim.algorithms import fedprox
 from fedsim.config import LocalConfig, ServerConfig
 from fedsim.models import cifar_cnn, convnet2, leaf_cnn, logistic, mlp
 from fedsim.simulation import Simulation
-from fedsim.train.batched import FactoredLinear, MaskedBatchNorm, batched_twin, factorable
+from fedsim.train.batched import (
+    FactoredLinear,
+    MaskedBatchNorm,
+    PatchConv2d,
+    batched_twin,
+    factorable,
+    first_convolutions,
+)
 from fedsim.train.serial import SerialTrainer
 from fedsim.train.vectorized import VectorizedTrainer
 
@@ -274,3 +281,32 @@ def test_only_plain_linear_layers_of_their_own_are_factored():
     assert isinstance(twin.plain, FactoredLinear)
     assert twin.small.weight is model.small.weight, "parameters are shared with the model, not copied"
     assert isinstance(model.plain, nn.Linear)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(5, 1, 2), ((3, 2), (2, 1), (0, 1)), (1, 3, 0)])
+def test_patches_give_the_convolution_and_its_gradients(kernel, stride, padding, bias):
+    conv = nn.Conv2d(2, 4, kernel, stride, padding, bias=bias).double()
+    twin, x = PatchConv2d(conv), torch.randn(3, 2, 9, 8, dtype=torch.float64)
+    assert PatchConv2d.replaces(conv)
+    expected, found = conv(x), twin(x)
+    torch.testing.assert_close(found, expected)
+    weight = torch.randn_like(expected)
+    for one, other in zip(
+        *(torch.autograd.grad((y * weight).sum(), list(conv.parameters())) for y in (expected, found)), strict=True
+    ):
+        torch.testing.assert_close(other, one)
+
+
+def test_only_convolutions_that_see_the_samples_become_patches():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.aside, self.second = nn.Conv2d(1, 3, 3), nn.Conv2d(1, 3, 3), nn.Conv2d(3, 3, 3)
+            self.wide, self.grouped = nn.Conv2d(1, 3, 9, padding=4), nn.Conv2d(1, 3, 3, groups=1, dilation=2)
+
+        def forward(self, x):
+            y = self.second(self.first(x) + self.aside(x))
+            return y + self.wide(x)[..., 2:-2, 2:-2] + self.grouped(x)
+
+    assert first_convolutions(Model(), torch.randn(2, 1, 12, 12)) == {"first", "aside"}
