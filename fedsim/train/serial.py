@@ -19,6 +19,7 @@ from fedsim.data.federated import FederatedDataset
 from fedsim.data.resident import ResidentSplit, Samples
 from fedsim.denormals import flushed_denormals
 from fedsim.rng import forked_generators, torch_stream
+from fedsim.train.batched import factorable
 from fedsim.train.graphs import GraphedStep, find_capture
 from fedsim.train.hooked import ClientMemory, HookedSlots
 from fedsim.train.outcome import summarise
@@ -31,6 +32,8 @@ from fedsim.vector import FlatModel
 
 # Bytes of samples gathered at once: on a CPU few enough to stay in its cache until they are used.
 _GATHER = {"cpu": 1 << 20, "cuda": 1 << 26}
+# Smaller layers gain nothing from a gradient that is not written down.
+_MIN_PRODUCT = 1 << 18
 
 
 class SerialTrainer:
@@ -74,7 +77,10 @@ class SerialTrainer:
         self.precision, self.stochastic = precision, is_stochastic(model, dataset)
         plain = not algorithm.hooked and local.optimizer == "sgd"
         capture = find_capture(cuda_graphs, model.device, plain=plain, stochastic=self.stochastic)
-        step = SerialStep(model, local, precision)
+        products = ()
+        if plain and model.device.type == "cpu" and precision == "float32":
+            products = factorable(model.module, dataset.preprocess(dataset.train.inputs[:1]), _MIN_PRODUCT)
+        step = SerialStep(model, local, precision, products)
         self.plain = step if capture is None else GraphedStep(step, capture)
 
     @property

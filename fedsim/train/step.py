@@ -5,6 +5,8 @@ layers' views of one client's vector, or of K clients' with the slot as first di
 """
 
 import random
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -71,19 +73,49 @@ def sgd_(
     torch._foreach_add_(parameters, gradients, alpha=-(local.learning_rate if learning_rate is None else learning_rate))
 
 
+def sgd_product_(weight: Tensor, left: Tensor, right: Tensor, momentum: Tensor | None, local: LocalConfig) -> None:
+    """`sgd_` of one matrix (out, in) whose gradient is left^T right, for left (B, out) and right (B, in).
+
+    The gradient is added as it is computed, in one pass over the matrix, and never written down.
+    """
+    rate, decay = local.learning_rate, local.weight_decay
+    if momentum is not None:
+        momentum.addmm_(left.T, right, beta=local.momentum)
+        if decay:
+            momentum.add_(weight, alpha=decay)
+    if momentum is None or local.nesterov:
+        weight.addmm_(left.T, right, beta=1 - rate * decay, alpha=-rate)
+    if momentum is not None:
+        weight.add_(momentum, alpha=-rate * (local.momentum if local.nesterov else 1))
+
+
 class SerialStep:
     """The step of one client on the shared model: plain autograd, then `sgd_`, each layer a tensor by itself.
 
-    Memory besides the model: the gradient, and the momentum where there is one.
+    Memory besides the model: the gradient, without that of the linear layers in `products`, and the momentum where
+    there is one.
+
+    Args:
+        model: whose vector is moved.
+        local: the rule.
+        precision: of the forward pass.
+        products: names of linear layers, each with a weight of its own and called with (B, in), whose gradients are
+            not written down (`sgd_product_`). A step that does not call one exactly once writes all of them down.
     """
 
-    def __init__(self, model: FlatModel, local: LocalConfig, precision: str = "float32") -> None:
+    def __init__(
+        self, model: FlatModel, local: LocalConfig, precision: str = "float32", products: Iterable[str] = ()
+    ) -> None:
         self.model, self.local, self.precision = model, local, precision
         self.parameters: list[Tensor] = [*model.parameters]
         self.momentum = torch.zeros_like(model.vector[: model.num_parameters]) if local.momentum else None
         self.momenta = None
         if self.momentum is not None:
             self.momenta = [self.momentum[e.start : e.stop].view(e.shape) for e in model.layout.parameters]
+        places = {e.name: i for i, e in enumerate(model.layout.parameters)}
+        self.layers = {
+            places[f"{name}.weight" if name else "weight"]: model.module.get_submodule(name) for name in products
+        }
 
     def use(self, local: LocalConfig) -> None:
         """Go on with another learning rate."""
@@ -96,17 +128,47 @@ class SerialStep:
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """One minibatch; returns the mean loss before the step (0-d, on the device)."""
-        with autocast(self.precision, inputs.device):
+        with _calls(self.layers) as calls, autocast(self.precision, inputs.device):
             outputs = self.model.module(inputs)
         loss = cross_entropy(outputs, targets).mean()
-        gradients: Tensors = torch.autograd.grad(loss, self.model.parameters, allow_unused=True, materialize_grads=True)
+        if any(len(called) != 1 for called in calls.values()):
+            calls.clear()
+        rest = [i for i in range(len(self.parameters)) if i not in calls]
+        leaves = [*(self.model.parameters[i] for i in rest), *(called[0][1] for called in calls.values())]
+        found = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
         with torch.no_grad():
-            gradients = unshared(gradients, self.local)
+            gradients = unshared(found[: len(rest)], self.local)
+            lefts, rights = list(found[len(rest) :]), [called[0][0] for called in calls.values()]
             if self.local.max_gradient_norm is not None:
-                norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-                clip_(gradients, norm, self.local.max_gradient_norm)
-            sgd_(self.parameters, gradients, self.momenta, self.local)
+                # || D^T X ||^2 = sum of (D D^T) * (X X^T)
+                squares = [((d @ d.T) * (x @ x.T)).sum().clamp(min=0.0) for d, x in zip(lefts, rights, strict=True)]
+                norms = [*torch._foreach_norm(gradients), *(square.sqrt() for square in squares)]
+                clip_([*gradients, *lefts], torch.linalg.vector_norm(torch.stack(norms)), self.local.max_gradient_norm)
+            momenta = self.momenta
+            sgd_(
+                [self.parameters[i] for i in rest],
+                gradients,
+                None if momenta is None else [momenta[i] for i in rest],
+                self.local,
+            )
+            for i, left, right in zip(calls, lefts, rights, strict=True):
+                sgd_product_(self.parameters[i], left, right, None if momenta is None else momenta[i], self.local)
         return loss.detach()
+
+
+@contextmanager
+def _calls(layers: Mapping[int, nn.Module]) -> Iterator[dict[int, list[tuple[Tensor, Tensor]]]]:
+    """The input and the output of each call of these layers within the `with`."""
+    calls: dict[int, list[tuple[Tensor, Tensor]]] = {i: [] for i in layers}
+    handles = [
+        layer.register_forward_hook(lambda _m, x, y, seen=calls[i]: seen.append((x[0].detach(), y)))
+        for i, layer in layers.items()
+    ]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def is_stochastic(model: FlatModel, dataset: FederatedDataset) -> bool:

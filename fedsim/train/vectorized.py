@@ -81,7 +81,7 @@ class VectorizedTrainer:
         self.graphed: GraphedSlots | None = None
         whole_vectors = not plain or uplink is not None or precision == "bf16" or self.capture is not None
         self.factorable = factorable(model.module, sample, _MIN_FACTORED) if factor and not whole_vectors else {}
-        self.first = first_convolutions(model.module, sample)
+        self.first = first_convolutions(model.module, sample) if precision == "float32" else set[str]()
         self.expected_history = 0
         self.functions: dict[frozenset[str], SlotGradient] = {}
 

@@ -83,26 +83,49 @@ RICH = LocalConfig(
 STEPS = LocalConfig(batch_size=6, num_steps=7, learning_rate=0.1, momentum=0.5)
 
 
-@pytest.mark.parametrize("local", [PLAIN, RICH, STEPS], ids=["plain", "rich", "steps"])
+HEAVY = LocalConfig(batch_size=8, learning_rate=0.1, momentum=0.9, weight_decay=1e-2)
+
+
+class Moody(nn.Module):
+    """In training its layer is called twice for a full minibatch of 8, not at all for one sample, else once."""
+
+    def __init__(self, shape, num_classes):
+        super().__init__()
+        self.layer, self.head = nn.Linear(shape[0], shape[0]), nn.Linear(shape[0], num_classes)
+
+    def forward(self, x):
+        calls = {8: 2, 1: 0}.get(len(x), 1) if self.training else 1
+        for _ in range(calls):
+            x = self.layer(x).tanh()
+        return self.head(x)
+
+
+@pytest.mark.parametrize("min_product", [1, 1 << 18], ids=["products", "gradients"])
+@pytest.mark.parametrize("local", [PLAIN, RICH, STEPS, HEAVY], ids=["plain", "rich", "steps", "heavy"])
 @pytest.mark.parametrize(
     ("factory", "shape"),
     [
         (logistic, (12,)),
+        (Moody, (12,)),
         (lambda s, c: leaf_cnn(s, c, hidden_size=32), (1, 8, 8)),
         (lambda s, c: convnet2(s, c, hidden_size=32), (1, 8, 8)),
     ],
-    ids=["logistic", "cnn", "batch_norm"],
+    ids=["logistic", "moody", "cnn", "batch_norm"],
 )
-def test_equals_the_textbook_loop(make_dataset, factory, shape, local):
+def test_equals_the_textbook_loop(make_dataset, factory, shape, local, min_product, monkeypatch):
+    """Whether gradients of linear layers are written down, or added to their weights as they are computed."""
+    monkeypatch.setattr("fedsim.train.serial._MIN_PRODUCT", min_product)
     dataset = make_dataset(SIZES, shape=shape)
     simulation = Simulation(
         dataset,
         factory,
         local=local,
         server=ServerConfig(num_rounds=3, clients_per_round=4),
+        trainer=SerialTrainer,
         seed=3,
         device="cpu",
     )
+    assert bool(simulation.trainer.plain.layers) == (min_product == 1)
     expected = textbook(
         dataset, copy.deepcopy(simulation.model.module), local, cohorts=cohorts_of(simulation, 3), seed=3
     ).state_dict()
