@@ -19,6 +19,8 @@ from fedsim.config import LocalConfig
 from fedsim.vector import FlatModel, Layout
 
 _WEIGHT_GRID = float(1 << 20)
+# Elements that the mean is converted and added in.
+_PART = 1 << 20
 
 ServerState = dict[str, Tensor]
 """Vectors that the server keeps from round to round, by name; they are part of a checkpoint."""
@@ -173,7 +175,9 @@ def _server_init(vector: Tensor, setup: Setup) -> ServerState:
 
 
 def _server_step(vector: Tensor, mean: Tensor, state: ServerState, round: Round) -> ServerState:
-    vector.add_(mean.to(vector.dtype))  # a sum of mixed precisions would allocate four models on a CPU
+    # in parts: a sum of mixed precisions would allocate four models on a CPU, and a mean of the model's precision one
+    for part, moved in zip(vector.split(_PART), mean.split(_PART), strict=True):
+        part.add_(moved.to(part.dtype))
     return state
 
 
