@@ -7,7 +7,8 @@ VENV && VENV/bin/pip install PACKAGE` makes one (packages: pfl[pytorch], fedjax,
 with PyTorch for naive). Samples, initial weights and cohorts are the same for all; each is the peer's own best
 documented way, which its driver bench/peers/NAME.py states. naive and fedsim run in this interpreter.
 
-One process tree after another, on as many cores as --threads. Seconds are medians over the rounds without the first;
+One process tree after another, on as many cores as --threads, and all of them --turns times, since the machine may
+become slower or faster meanwhile. Seconds are medians over the rounds of all turns without the first of each;
 `start_mib` is resident memory when imports, samples and model are there, `peak_mib` its peak until the last round is
 over, both summed over the process tree (pages that processes share count in each), looked at every 10 ms from outside.
 `elsewhere` is how many cores other programs, or other guests of the host, took meanwhile: 0 on a quiet machine. They
@@ -161,30 +162,42 @@ def time_all(name: str, folder: Path, options: argparse.Namespace) -> list[dict[
     dump(name, options.rounds, folder)
     rest = np.load(folder / "rest.npz")
     samples = np.diff(rest["offsets"])[rest["cohorts"]].sum(1)  # of each round
-    rows = []
-    for system, way, python in systems(options, name):
-        row: dict[str, Any] = {"workload": name, "system": system, "way": way}
-        arguments = [str(folder), "--way", way]
-        try:
-            told = drive(python, _module(system), arguments, threads=options.threads, limit=options.limit)
-        except Failed as error:
-            row["note"] = f"failed: {error}"
-        else:
-            seconds = told.pop("seconds")
-            row["median_seconds"] = round(float(np.median(seconds[1:])), 4)
-            row["first_seconds"] = round(seconds[0], 2)
-            row["samples_per_second"] = round(samples[1:].sum() / sum(seconds[1:]))
-            row["best_samples_per_second"] = round(float((samples / seconds)[1:].max()))
-            row["above_start_mib"] = told["peak_mib"] - told["start_mib"]
-            row |= told
-        rows.append(row)
-        print(row, file=sys.stderr, flush=True)
+    told: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    failed: dict[tuple[str, str, str], str] = {}
+    for _ in range(options.turns):
+        for one in systems(options, name):
+            system, way, python = one
+            arguments = [str(folder), "--way", way]
+            try:
+                found = drive(python, _module(system), arguments, threads=options.threads, limit=options.limit)
+            except Failed as error:
+                failed[one] = str(error)
+            else:
+                told.setdefault(one, []).append(found)
+                print(system, way, found, file=sys.stderr, flush=True)
+    rows = [_row(name, one, told.get(one, []), failed.get(one), samples) for one in systems(options, name)]
     speed = {(row["system"], row["way"]): row.get("best_samples_per_second") for row in reversed(rows)}
     for row in rows:
         if "median_seconds" in row:
             row["times_naive"] = _ratio(row["best_samples_per_second"], speed["naive", ""])
             row["share_of_limit"] = _ratio(row["best_samples_per_second"], speed["fedsim", "limit"])
     return rows
+
+
+def _row(
+    name: str, one: tuple[str, str, str], turns: list[dict[str, Any]], failed: str | None, samples: np.ndarray
+) -> dict[str, Any]:
+    """What a system told in its turns, as one row: all rounds but the first of each, and the largest memory."""
+    row: dict[str, Any] = {"workload": name, "system": one[0], "way": one[1]}
+    if failed is not None:
+        return row | {"note": f"failed: {failed}"}
+    seconds = np.array([turn.pop("seconds") for turn in turns])
+    row["median_seconds"] = round(float(np.median(seconds[:, 1:])), 4)
+    row["first_seconds"] = round(float(seconds[0, 0]), 2)
+    row["samples_per_second"] = round(len(turns) * samples[1:].sum() / seconds[:, 1:].sum())
+    row["best_samples_per_second"] = round(float((samples / seconds)[:, 1:].max()))
+    row["above_start_mib"] = max(turn["peak_mib"] - turn["start_mib"] for turn in turns)
+    return row | turns[0] | {key: max(turn[key] for turn in turns) for key in ("peak_mib", "elsewhere")}
 
 
 def check_all(name: str, folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -230,6 +243,9 @@ def main() -> None:
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument("--ways", nargs="+", help="of fedsim; default depends on the workload")
     parser.add_argument("--rounds", type=int, default=5, help="rounds, the first of which is not counted")
+    parser.add_argument(
+        "--turns", type=int, default=1, help="times that all run, one after another, so many rounds each"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="cores for each")
     parser.add_argument("--limit", type=float, default=600, help="seconds that one may take")
     parser.add_argument("--check", action="store_true", help="compare the trained models instead of the times")

@@ -28,6 +28,8 @@ log = logging.getLogger("fedsim")
 
 # Seconds of a serial trial of a small model.
 _SHORT = 0.2
+# So many slots are tried without fewer ones before.
+_FEW = 16
 # Cores that other programs may take from the threads of a trial.
 _ELSEWHERE = 0.3
 _DISTURBED = (
@@ -172,7 +174,7 @@ class Auto:
                     break
                 try:
                     if not measure(n, count):
-                        break
+                        continue
                 except ValueError as error:  # the model cannot be batched
                     log.info(str(error))
                     break
@@ -209,9 +211,13 @@ def _thread_counts(most: int, device: torch.device) -> list[int]:
 
 
 def _slot_counts(most: int) -> Iterator[int]:
-    """4, 16 ... and `most`: time may be short, and a single slot is seldom the answer."""
+    """4, 16 ... and `most`, since time may be short and a single slot is seldom the answer; a few clients all at once
+    first."""
+    if most <= _FEW:
+        yield most
     n = 4
     while n < most:
         yield n
         n *= 4
-    yield most
+    if most > _FEW:
+        yield most
