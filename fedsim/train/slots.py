@@ -123,10 +123,15 @@ class SlotState:
             parameters={c.name: self.rows[:n, c.start : c.stop].view(n, *c.shape) for c in self.parameter_columns},
             buffers={c.name: self.rows[:n, c.start : c.stop].view(n, *c.shape) for c in self.buffer_columns},
             kept=self.coordinates[:n, 0],
-            coefficients=self.coordinates[:n, 1 : 1 + rows // self.batch].repeat_interleave(self.batch, dim=1),
+            coefficients=self._coefficients(n, rows),
             inputs={name: h[:n].flatten(1, 2)[:, :rows] for name, h in self.inputs.items()},
             gradients={name: h[:n].flatten(1, 2)[:, :rows] for name, h in self.gradients.items()},
         )
+
+    def _coefficients(self, n: int, rows: int) -> Tensor:
+        """(n, rows): the factor of each sample of history."""
+        factors = self.coordinates[:n, 1 : 1 + rows // self.batch]
+        return factors.repeat_interleave(self.batch, dim=1) if rows else factors
 
     def advance(self, n: int, x: Tensor, y: Tensor, counts: Tensor) -> Tensor:
         """One step of the first n slots on minibatches x (n, B, ...), y (n, B, ...), of which counts (n,) count.

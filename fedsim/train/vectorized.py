@@ -5,6 +5,7 @@ client of the plan, and at the end of a round only the busy slots are computed. 
 until the slot is needed, so that several are folded into the average at once.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -184,7 +185,7 @@ class VectorizedTrainer:
                 arriving = order[cursor:stop]
                 if finished:
                     fold()
-                state.begin(torch.from_numpy(plan.slot[arriving]), arriving)
+                state.begin(_places(plan.slot[arriving]), arriving)
                 for i in arriving.tolist():
                     sitting[plan.slot[i]] = i
                 cursor = stop
@@ -238,6 +239,12 @@ class VectorizedTrainer:
         if self.capture is not None:
             self.graphed = GraphedSlots(state, self.capture)
         return state
+
+
+def _places(slots: np.ndarray) -> Tensor | slice:
+    """As an index: of slots that lie side by side, as at the start of a round, a slice, which is twice as fast."""
+    first, number = int(slots[0]), len(slots)
+    return slice(first, first + number) if (np.diff(slots) == 1).all() else torch.from_numpy(slots)
 
 
 def _per_client(loss_sums: Tensor, plan: Plan) -> Tensor:
