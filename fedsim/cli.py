@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedsim import sweep
+from fedsim.arguments import refuse_misfits
 from fedsim.choices import keep_own_options
 from fedsim.config import Config
 from fedsim.explain import explain, unknown
@@ -285,7 +286,7 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
 
 
 def validated(cfg: DictConfig) -> Config:
-    """The configuration as frozen dataclasses; a key that no dataclass knows is refused."""
+    """The configuration as frozen dataclasses; a key that no dataclass and no factory knows is refused."""
     missing = OmegaConf.missing_keys(cfg)
     if missing:
         raise ValueError(f"these options need a value: {', '.join(sorted(missing))}")
@@ -302,4 +303,5 @@ def validated(cfg: DictConfig) -> Config:
     check(cfg, Config, "")
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, Config)
+    refuse_misfits(config)
     return config
