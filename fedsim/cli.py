@@ -14,6 +14,7 @@ from typing import Any
 
 import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
@@ -91,6 +92,7 @@ def run_job(job: Callable[[DictConfig], object]) -> None:
         seen.clear()
     if {"--help", "-h"} & set(sys.argv):
         _list_groups_at_once()
+    Hydra.get_sanitized_cfg = _show_what_is_used
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
     except KeyboardInterrupt:
@@ -118,6 +120,16 @@ def _list_groups_at_once() -> None:
         return loader.repository.get_group_options(group_name, results_filter)
 
     ConfigLoaderImpl.get_group_options = options  # pyright: ignore[reportAttributeAccessIssue]
+
+
+_sanitized = Hydra.get_sanitized_cfg
+
+
+def _show_what_is_used(hydra_app: Any, cfg: DictConfig, cfg_type: str) -> DictConfig:
+    """For --cfg Hydra shows what it has composed: leave out of it what the run would not be given either."""
+    if cfg_type != "hydra":
+        keep_own_options(cfg, lambda line: print(line, file=sys.stderr))
+    return _sanitized(hydra_app, cfg, cfg_type)
 
 
 def _debugging() -> bool:
