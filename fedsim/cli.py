@@ -156,8 +156,20 @@ def _job(cfg: DictConfig) -> float | None:
         return None
 
 
+def _note(text: str) -> None:
+    """A warning of what the jobs of a sweep have in common: each one's run.log has it, the terminal once."""
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode != RunMode.MULTIRUN or sweep.first(Path(hydra_config.sweep.dir), text):
+        log.warning(text)
+        return
+    record = log.makeRecord(log.name, logging.WARNING, __file__, 0, text, (), None)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
+
+
 def _run(cfg: DictConfig) -> float | None:
-    keep_own_options(cfg, log.warning)
+    keep_own_options(cfg, _note)
     config = validated(cfg)
     plain = _plain(cfg)
     place_module = importlib.import_module("fedsim.transport.place")
@@ -197,7 +209,7 @@ def _run(cfg: DictConfig) -> float | None:
     if importlib.import_module("fedsim.data.remote").is_remote(plain["data"]):
         simulation = importlib.import_module("fedsim.deploy").build_server(config, plain, place)
     else:
-        simulation = assemble.build_simulation(config, plain, place, directory, log.warning)
+        simulation = assemble.build_simulation(config, plain, place, directory, _note)
     try:
         dataset = simulation.dataset
         log.info(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fedsim.cli import conf_dir
-from fedsim.sweep import SweepEnd
+from fedsim.sweep import SweepEnd, first
 
 SWEEP = ("-m", "+experiment=debug", "data.num_clients=8", "server.clients_per_round=4", "server.num_rounds=3")
 
@@ -83,6 +83,18 @@ def test_a_mistake_in_one_job_is_told_and_the_others_run(fedsim, tmp_path):
     assert summary(tmp_path / "sweep" / "1")["rounds"] == 3
 
 
+def test_what_all_jobs_would_say_is_said_once_a_sweep(fedsim, tmp_path):
+    """The note on the stand-in data; each job's own files have it all the same, and the next sweep says it again."""
+    for arguments in (["hydra.sweep.dir=sweep"], ["checkpoint.resume=sweep", "server.num_rounds=4"]):
+        done = fedsim(*SWEEP, "seed=1,2,3", *arguments)
+        assert done.code == 0, done.err
+        assert done.err.count("stand-in") == 1
+        assert sorted(path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir()) == ["0", "1", "2"]
+    for job in ("0", "1", "2"):
+        assert "WARNING femnist is a generated stand-in" in (tmp_path / "sweep" / job / "run.log").read_text()
+        assert "stand-in" in summary(tmp_path / "sweep" / job)["notes"][0]
+
+
 def test_a_job_of_a_sweep_leaves_nothing_alive(fedsim, monkeypatch):
     """What is alive as each of six jobs in one process ends: of the same kinds, as much as after the one before.
 
@@ -108,6 +120,11 @@ def test_a_job_of_a_sweep_leaves_nothing_alive(fedsim, monkeypatch):
     assert alive[2]["omegaconf.dictconfig.DictConfig"] > 0
     grown = {name: [n[name] for n in alive] for name in alive[-1] if alive[-1][name] > alive[2][name]}
     assert grown == {}
+
+
+def test_a_line_is_new_once_in_each_folder(tmp_path):
+    asked = [(tmp_path / name, text) for name in ("a", "b") for text in ("one", "two", "one")]
+    assert [first(folder, text) for folder, text in asked] == [True, True, False] * 2
 
 
 def test_a_sweep_folder_in_use_is_not_overwritten(fedsim, tmp_path):
