@@ -153,7 +153,13 @@ def _job(cfg: DictConfig) -> float | None:
         if _debugging():
             raise
         _tell(error)
-        return None
+    except (MemoryError, RuntimeError) as error:
+        if _debugging() or not importlib.import_module("fedsim.memory").out_of_memory(error):
+            raise
+        what = next(iter(str(error).splitlines()), type(error).__name__)
+        less = "a smaller model or local.batch_size, or fewer trainer.num_slots need less"
+        _tell(ValueError(f"out of memory ({what}): {less}"))
+    return None
 
 
 def _note(text: str) -> None:
