@@ -1,5 +1,5 @@
-"""The command line: composes the configuration, builds plain objects from it, and runs. Only this file sees a
-DictConfig. Whatever a user can get wrong ends in one line and exit code 1; torch is imported only to run."""
+"""The command line: composes the configuration, builds plain objects from it, and runs. Only this file and `compose`
+see a DictConfig. Whatever a user can get wrong ends in one line and exit code 1; torch is imported only to run."""
 
 import importlib
 import logging
@@ -8,14 +8,13 @@ import re
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.errors import HydraException
@@ -24,10 +23,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedsim import sweep
-from fedsim.arguments import refuse_misfits
 from fedsim.choices import keep_own_options
+from fedsim.compose import conf_dir, plain_values, schema, validated
 from fedsim.config import Config
-from fedsim.explain import explain, unknown
+from fedsim.explain import explain
 from fedsim.files import CHECKPOINT, holds_run
 
 log = logging.getLogger("fedsim")
@@ -35,48 +34,6 @@ log = logging.getLogger("fedsim")
 MISTAKES = (HydraException, OmegaConfBaseException, ValueError, OSError)
 _mistakes: list[str] = []  # of the jobs of this process: what the exit code tells
 _places: list[Path] = []  # where this process runs or ran, for whoever interrupts it
-
-
-def conf_dir() -> Path:
-    """The folder conf/: inside an installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    checkout = package.parent / "conf"
-    return checkout if (package.parent / "pyproject.toml").is_file() and checkout.is_dir() else package / "conf"
-
-
-def _schema() -> DictConfig:
-    """The schema, writable: OmegaConf takes frozen dataclasses for read-only nodes, which no override could change."""
-
-    def thaw(node: DictConfig) -> DictConfig:
-        OmegaConf.set_readonly(node, None)
-        for key in node:
-            child = node._get_node(key)
-            if isinstance(child, DictConfig):
-                thaw(child)
-        return node
-
-    return thaw(OmegaConf.structured(Config))
-
-
-def _run_dir(resume: str | None, fresh: str) -> str:
-    """Where a run writes. Refused here, before Hydra makes a directory of a name that was mistyped."""
-    if resume is not None and not (Path(resume) / CHECKPOINT).is_file():
-        raise ValueError(
-            f"checkpoint.resume={resume}: no {CHECKPOINT} there; give the directory of a run that wrote one"
-        )
-    return fresh if resume is None else resume
-
-
-def _sweep_dir(resume: str | None, fresh: str) -> str:
-    if resume is not None and not Path(resume).is_dir():
-        raise ValueError(f"checkpoint.resume={resume}: no such folder; give the folder of the sweep to continue")
-    return fresh if resume is None else resume
-
-
-# Here and not in main, for the processes of a launcher import this module and never call main.
-ConfigStore.instance().store("schema", _schema())
-OmegaConf.register_new_resolver("fedsim_run_dir", _run_dir, replace=True)
-OmegaConf.register_new_resolver("fedsim_sweep_dir", _sweep_dir, replace=True)
 
 
 def main() -> None:
@@ -177,7 +134,7 @@ def _note(text: str) -> None:
 def _run(cfg: DictConfig) -> float | None:
     keep_own_options(cfg, _note)
     config = validated(cfg)
-    plain = _plain(cfg)
+    plain = plain_values(cfg)
     place_module = importlib.import_module("fedsim.transport.place")
     place = place_module.find_place(config.role, config.transport, silo="num_processes" in config.trainer)
     if place.role != "local" or config.transport.name == "torch_distributed":
@@ -283,9 +240,9 @@ def _node(config: Config, plain: dict[str, Any], place: Any) -> None:
         for key in ("root", "cache_dir", "download"):
             if f"data.{key}" in chosen and "partition" not in mine:
                 mine["data"] = {**mine.get("data", theirs["data"]), key: plain["data"][key]}
-        cfg = OmegaConf.merge(_schema(), {**theirs, **mine})
+        cfg = OmegaConf.merge(schema(), {**theirs, **mine})
         assert isinstance(cfg, DictConfig)
-        return validated(cfg), _plain(cfg)
+        return validated(cfg), plain_values(cfg)
 
     name = config.transport.node or f"{socket.gethostname()}-{os.getpid()}"
     try:
@@ -295,7 +252,8 @@ def _node(config: Config, plain: dict[str, Any], place: Any) -> None:
             return
         directory = Path(HydraConfig.get().runtime.output_dir)
         own_data = importlib.import_module("fedsim.deploy").build_worker
-        assemble.run_node(config, claims, place, name, resolve, log.warning, directory, own_data)
+        node = importlib.import_module("fedsim.node")
+        node.run_node(config, claims, place, name, resolve, log.warning, directory, own_data)
     except KeyboardInterrupt:
         print(f"fedsim: {name} stopped", file=sys.stderr)
         sys.exit(130)
@@ -308,30 +266,3 @@ def _trainer_name(simulation: Any) -> str:
 def _near(path: Path) -> Path:
     """As it is typed from here, if it lies below the working directory."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def _plain(cfg: DictConfig) -> dict[str, Any]:
-    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # pyright: ignore[reportAssignmentType]
-    return plain
-
-
-def validated(cfg: DictConfig) -> Config:
-    """The configuration as frozen dataclasses; a key that no dataclass and no factory knows is refused."""
-    missing = OmegaConf.missing_keys(cfg)
-    if missing:
-        raise ValueError(f"these options need a value: {', '.join(sorted(missing))}")
-
-    def check(node: DictConfig, schema: type, prefix: str) -> None:
-        known = {f.name: f.type for f in fields(schema)}
-        for key in node:
-            if key not in known:
-                raise ValueError(unknown(prefix + str(key), [prefix + name for name in known]))
-            kind = known[str(key)]
-            if isinstance(kind, type) and is_dataclass(kind):
-                check(node[key], kind, f"{prefix}{key}.")
-
-    check(cfg, Config, "")
-    config = OmegaConf.to_object(cfg)
-    assert isinstance(config, Config)
-    refuse_misfits(config)
-    return config
