@@ -7,8 +7,10 @@ do not depend on their order: the mean is bitwise the same for any order of clie
 shape of the tree. The grid is far below float32: for a cohort of total weight near `scale`, a term is off by at most
 2^-45 = 2.8e-14.
 
-The bound is on the mean: 2^9 in its largest element. Beyond it (the first round of an unnormalised running variance)
-the sum is right to float64's rounding, and its last bits depend on the order again; that is said once, when it happens.
+The bound is 2^9 on every element of every partial sum of the mean. Updates that are shorter than 2^9 keep it in any
+order. Longer ones (the first round of an unnormalised running variance, a model that diverges) may leave it, also where
+they cancel in the end: the sum is then still right to float64's rounding, but its last bits may depend on the order.
+`OrderWatch` says so once in a run.
 """
 
 import logging
@@ -27,8 +29,9 @@ log = logging.getLogger("fedsim")
 _BLOCK = 1 << 16
 _BLOCK_CUDA = 1 << 24
 _GRID = float(1 << 44)
-# Sums of whole numbers are exact below this.
-_EXACT = float(1 << 53)
+# Sums of whole numbers are exact below 2^53, which is a mean of 512. Where all updates are shorter than this, it stays
+# below that, though their lengths are rounded to float32.
+EXACT_LENGTH = 500.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,33 +88,35 @@ class PartialAverage:
     @property
     def mean(self) -> Tensor:
         """(P + Q,) float64: the weighted mean of the updates."""
-        self._look()
         return self.total * (self.scale / (_GRID * self.weight))
 
     def take_mean(self) -> Tensor:
         """`mean` in the place of `total`, which is used up: the last use of a partial average."""
-        self._look()
         return self.total.mul_(self.scale / (_GRID * self.weight))
 
-    def _look(self) -> None:
-        """Say it if the sum has left the range in which it has no order."""
-        largest = torch.linalg.vector_norm(self.total, math.inf).item()
-        if largest >= _EXACT:
-            _warn_of_order(largest * self.scale / (_GRID * self.weight))
 
+class OrderWatch:
+    """Says once in a run, for what is so large in one round seldom is so in this round only, that a mean may depend on
+    the order of its clients."""
 
-def _warn_of_order(largest: float) -> None:
-    """Once in a process: what is so large in one round seldom is so in this round only."""
-    if not _warned:
-        _warned.append(largest)
+    def __init__(self) -> None:
+        self.said = False
+
+    def look(self, partial: PartialAverage) -> None:
+        """Look at a round's average, before its mean is taken."""
+        if self.said:
+            return
+        long = partial.metrics.get("long_updates", 0.0)  # where only these are so large, they have cancelled
+        largest = torch.linalg.vector_norm(partial.total, math.inf).item() * partial.scale / (_GRID * partial.weight)
+        if not long and largest < EXACT_LENGTH:
+            return
+        self.said = True
+        what = f"{long:.0f} of a round's updates are" if long > 1 else "an update is" if long else "the mean update is"
         log.warning(
-            f"an element of the mean update is {largest:.3g}: beyond {_EXACT / _GRID:.0f} the mean is still right to "
-            "rounding, but its last bits depend on the order of the clients, so that other workers or slots may give "
-            "others; normalise the inputs, or lower local.learning_rate if the model diverges"
+            f"{what} longer than {EXACT_LENGTH:.0f}, and the largest element of the mean {largest:.3g}: it is still "
+            "right to rounding, but its last bits may depend on the order of the clients, so that other workers or "
+            "slots may give others; normalise the inputs, or lower local.learning_rate if the model diverges"
         )
-
-
-_warned: list[float] = []
 
 
 def weight_scale(total_weight: float) -> float:

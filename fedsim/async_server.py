@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.aggregate import weight_scale
+from fedsim.aggregate import OrderWatch, weight_scale
 from fedsim.algorithms.base import Algorithm, Round, Setup
 from fedsim.client_state import ClientVectors
 from fedsim.config import ScheduleConfig
@@ -65,6 +65,7 @@ class AsyncServer:
         self.versions = ClientVectors(len(vector), name="versions", dtype=vector.dtype, device=vector.device)
         self.state = algorithm.server_init(vector, Setup(num_parameters=num_parameters, sizes=sizes, draw=draw))
         self.round, self.moving = 0, False
+        self.order = OrderWatch()
 
     @flushed_denormals()
     def run_round(self) -> dict[str, float]:
@@ -147,6 +148,7 @@ class AsyncServer:
         for old, job in self._jobs(arrived, weight):
             partial = self.transport.run_round(job)
             share = self.how.staleness(version - old)
+            self.order.look(partial)
             update = partial.take_mean()
             if self.how.mixing is None:
                 share *= partial.weight / weight

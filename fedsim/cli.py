@@ -1,5 +1,5 @@
-"""The command line: composes the configuration, builds plain objects from it, and runs. Only this file sees a
-DictConfig. Whatever a user can get wrong ends in one line and exit code 1; torch is imported only to run."""
+"""The command line: composes the configuration, builds plain objects from it, and runs. Only this file and `compose`
+see a DictConfig. Whatever a user can get wrong ends in one line and exit code 1; torch is imported only to run."""
 
 import importlib
 import logging
@@ -8,13 +8,13 @@ import re
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra.core.config_store import ConfigStore
+from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.errors import HydraException
@@ -24,8 +24,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedsim import sweep
 from fedsim.choices import keep_own_options
+from fedsim.compose import conf_dir, plain_values, schema, validated
 from fedsim.config import Config
-from fedsim.explain import explain, unknown
+from fedsim.explain import explain
 from fedsim.files import CHECKPOINT, holds_run
 
 log = logging.getLogger("fedsim")
@@ -33,48 +34,6 @@ log = logging.getLogger("fedsim")
 MISTAKES = (HydraException, OmegaConfBaseException, ValueError, OSError)
 _mistakes: list[str] = []  # of the jobs of this process: what the exit code tells
 _places: list[Path] = []  # where this process runs or ran, for whoever interrupts it
-
-
-def conf_dir() -> Path:
-    """The folder conf/: inside an installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    checkout = package.parent / "conf"
-    return checkout if (package.parent / "pyproject.toml").is_file() and checkout.is_dir() else package / "conf"
-
-
-def _schema() -> DictConfig:
-    """The schema, writable: OmegaConf takes frozen dataclasses for read-only nodes, which no override could change."""
-
-    def thaw(node: DictConfig) -> DictConfig:
-        OmegaConf.set_readonly(node, None)
-        for key in node:
-            child = node._get_node(key)
-            if isinstance(child, DictConfig):
-                thaw(child)
-        return node
-
-    return thaw(OmegaConf.structured(Config))
-
-
-def _run_dir(resume: str | None, fresh: str) -> str:
-    """Where a run writes. Refused here, before Hydra makes a directory of a name that was mistyped."""
-    if resume is not None and not (Path(resume) / CHECKPOINT).is_file():
-        raise ValueError(
-            f"checkpoint.resume={resume}: no {CHECKPOINT} there; give the directory of a run that wrote one"
-        )
-    return fresh if resume is None else resume
-
-
-def _sweep_dir(resume: str | None, fresh: str) -> str:
-    if resume is not None and not Path(resume).is_dir():
-        raise ValueError(f"checkpoint.resume={resume}: no such folder; give the folder of the sweep to continue")
-    return fresh if resume is None else resume
-
-
-# Here and not in main, for the processes of a launcher import this module and never call main.
-ConfigStore.instance().store("schema", _schema())
-OmegaConf.register_new_resolver("fedsim_run_dir", _run_dir, replace=True)
-OmegaConf.register_new_resolver("fedsim_sweep_dir", _sweep_dir, replace=True)
 
 
 def main() -> None:
@@ -90,6 +49,7 @@ def run_job(job: Callable[[DictConfig], object]) -> None:
         seen.clear()
     if {"--help", "-h"} & set(sys.argv):
         _list_groups_at_once()
+    Hydra.get_sanitized_cfg = _show_what_is_used
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
     except KeyboardInterrupt:
@@ -119,6 +79,16 @@ def _list_groups_at_once() -> None:
     ConfigLoaderImpl.get_group_options = options  # pyright: ignore[reportAttributeAccessIssue]
 
 
+_sanitized = Hydra.get_sanitized_cfg
+
+
+def _show_what_is_used(hydra_app: Any, cfg: DictConfig, cfg_type: str) -> DictConfig:
+    """For --cfg Hydra shows what it has composed: leave out of it what the run would not be given either."""
+    if cfg_type != "hydra":
+        keep_own_options(cfg, lambda line: print(line, file=sys.stderr))
+    return _sanitized(hydra_app, cfg, cfg_type)
+
+
 def _debugging() -> bool:
     return os.environ.get("FEDSIM_TRACE") == "1"
 
@@ -140,13 +110,31 @@ def _job(cfg: DictConfig) -> float | None:
         if _debugging():
             raise
         _tell(error)
-        return None
+    except (MemoryError, RuntimeError) as error:
+        if _debugging() or not importlib.import_module("fedsim.memory").out_of_memory(error):
+            raise
+        what = next(iter(str(error).splitlines()), type(error).__name__)
+        less = "a smaller model or local.batch_size, or fewer trainer.num_slots need less"
+        _tell(ValueError(f"out of memory ({what}): {less}"))
+    return None
+
+
+def _note(text: str) -> None:
+    """A warning of what the jobs of a sweep have in common: each one's run.log has it, the terminal once."""
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode != RunMode.MULTIRUN or sweep.first(Path(hydra_config.sweep.dir), text):
+        log.warning(text)
+        return
+    record = log.makeRecord(log.name, logging.WARNING, __file__, 0, text, (), None)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
 
 
 def _run(cfg: DictConfig) -> float | None:
-    keep_own_options(cfg, log.warning)
+    keep_own_options(cfg, _note)
     config = validated(cfg)
-    plain = _plain(cfg)
+    plain = plain_values(cfg)
     place_module = importlib.import_module("fedsim.transport.place")
     place = place_module.find_place(config.role, config.transport, silo="num_processes" in config.trainer)
     if place.role != "local" or config.transport.name == "torch_distributed":
@@ -184,7 +172,7 @@ def _run(cfg: DictConfig) -> float | None:
     if importlib.import_module("fedsim.data.remote").is_remote(plain["data"]):
         simulation = importlib.import_module("fedsim.deploy").build_server(config, plain, place)
     else:
-        simulation = assemble.build_simulation(config, plain, place, directory, log.warning)
+        simulation = assemble.build_simulation(config, plain, place, directory, _note)
     try:
         dataset = simulation.dataset
         log.info(
@@ -252,9 +240,9 @@ def _node(config: Config, plain: dict[str, Any], place: Any) -> None:
         for key in ("root", "cache_dir", "download"):
             if f"data.{key}" in chosen and "partition" not in mine:
                 mine["data"] = {**mine.get("data", theirs["data"]), key: plain["data"][key]}
-        cfg = OmegaConf.merge(_schema(), {**theirs, **mine})
+        cfg = OmegaConf.merge(schema(), {**theirs, **mine})
         assert isinstance(cfg, DictConfig)
-        return validated(cfg), _plain(cfg)
+        return validated(cfg), plain_values(cfg)
 
     name = config.transport.node or f"{socket.gethostname()}-{os.getpid()}"
     try:
@@ -264,7 +252,8 @@ def _node(config: Config, plain: dict[str, Any], place: Any) -> None:
             return
         directory = Path(HydraConfig.get().runtime.output_dir)
         own_data = importlib.import_module("fedsim.deploy").build_worker
-        assemble.run_node(config, claims, place, name, resolve, log.warning, directory, own_data)
+        node = importlib.import_module("fedsim.node")
+        node.run_node(config, claims, place, name, resolve, log.warning, directory, own_data)
     except KeyboardInterrupt:
         print(f"fedsim: {name} stopped", file=sys.stderr)
         sys.exit(130)
@@ -277,29 +266,3 @@ def _trainer_name(simulation: Any) -> str:
 def _near(path: Path) -> Path:
     """As it is typed from here, if it lies below the working directory."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def _plain(cfg: DictConfig) -> dict[str, Any]:
-    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # pyright: ignore[reportAssignmentType]
-    return plain
-
-
-def validated(cfg: DictConfig) -> Config:
-    """The configuration as frozen dataclasses; a key that no dataclass knows is refused."""
-    missing = OmegaConf.missing_keys(cfg)
-    if missing:
-        raise ValueError(f"these options need a value: {', '.join(sorted(missing))}")
-
-    def check(node: DictConfig, schema: type, prefix: str) -> None:
-        known = {f.name: f.type for f in fields(schema)}
-        for key in node:
-            if key not in known:
-                raise ValueError(unknown(prefix + str(key), [prefix + name for name in known]))
-            kind = known[str(key)]
-            if isinstance(kind, type) and is_dataclass(kind):
-                check(node[key], kind, f"{prefix}{key}.")
-
-    check(cfg, Config, "")
-    config = OmegaConf.to_object(cfg)
-    assert isinstance(config, Config)
-    return config

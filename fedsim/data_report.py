@@ -13,7 +13,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from fedsim.choices import keep_own_options
-from fedsim.cli import run_job, validated
+from fedsim.cli import run_job
+from fedsim.compose import validated
 
 log = logging.getLogger("fedsim")
 

@@ -127,7 +127,7 @@ def build_worker(
         identity: of the run.
         config: of this node.
         theirs, plain: the server's configuration with this node's own choices, its data among them.
-        place, directory, note: as for `fedsim.assemble.run_node`.
+        place, directory, note: as for `fedsim.node.run_node`.
 
     Raises:
         ValueError: the data do not fit the run.

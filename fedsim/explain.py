@@ -43,7 +43,11 @@ def explain(error: BaseException, conf: Path) -> str:
     ):
         return _unknown_choice(match[1], match[2], match[3].split())
     if match := re.search(r"Could not load '([^']*)/([^']*)'", text):
-        return _unknown_choice(match[1], match[2], sorted(file.stem for file in (conf / match[1]).glob("*.yaml")))
+        return _unknown_choice(match[1], match[2], _options(conf, match[1]))
+    if "Config group override must be a string" in text:
+        for group, choice in re.findall(r"^([a-z_/]+)=(.*)$", "\n".join(sys.argv[1:]), re.MULTILINE):
+            if (options := _options(conf, group)) and choice not in options and not choice.startswith("["):
+                return _unknown_choice(group, choice, options)
     if match := re.search(r"ValueError raised while resolving interpolation: (.*)", text):
         return match[1]
     cause = error.__cause__
@@ -60,11 +64,17 @@ def explain(error: BaseException, conf: Path) -> str:
     return f"{key[1]}: {first}" if key else " ".join(text.split())
 
 
+def _options(conf: Path, group: str) -> list[str]:
+    return sorted(file.stem for file in (conf / group).glob("*.yaml"))
+
+
 def _unknown_choice(group: str, choice: str, options: list[str]) -> str:
     if (group, choice) in _PLUGINS:
         return f"{group}={choice} needs Hydra's plugin: pip install 'fedsim[{_PLUGINS[group, choice]}]'"
     near = difflib.get_close_matches(choice, options, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
+    if (group, choice) == ("attack", "null"):
+        hint = "~attack leaves it out; "
     return f"{group}={choice} does not exist; {hint}there is {', '.join(options)}"
 
 

@@ -42,6 +42,14 @@ def free_memory_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the host, had no memory left; of PyTorch on a CPU this is a plain RuntimeError."""
+    said = ("not enough memory", "can't allocate memory", "Storage size calculation overflowed")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in said)
+    )
+
+
 class TensorMeter(TorchDispatchMode):
     """Counts the bytes of the tensors that are made inside it: `now` alive, and `peak`, on any device.
 

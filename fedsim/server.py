@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.aggregate import weight_scale
+from fedsim.aggregate import OrderWatch, weight_scale
 from fedsim.algorithms.base import Algorithm, Round, ServerState, Setup, lengths, split, weigh
 from fedsim.clock import Clock
 from fedsim.config import ScheduleConfig, ServerConfig
@@ -61,6 +61,7 @@ class Server:
         self.schedule, self.clock, self.uplink = schedule, clock, uplink
         self.state = algorithm.server_init(vector, Setup(num_parameters=num_parameters, sizes=sizes, draw=draw))
         self.round, self.moving = 0, False
+        self.order = OrderWatch()
 
     @flushed_denormals()
     def run_round(self) -> Metrics:
@@ -164,6 +165,7 @@ class Server:
         else:
             partial = self.transport.run_round(self._job(round, cohort, state, record, max_steps))
         sums, size = partial.metrics, len(self.vector)
+        self.order.look(partial)
         if self.uplink is None:
             mean = partial.take_mean()
             sums = sums | {"bytes_up": sums["clients"] * len(mean) * self.vector.itemsize}

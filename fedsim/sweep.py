@@ -5,6 +5,7 @@ the same command goes on there: a job that has finished is not run again, one th
 checkpoint, and one that never began begins.
 """
 
+import hashlib
 import importlib
 import json
 import shutil
@@ -14,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from fedsim.config import CheckpointConfig, ServerConfig
 from fedsim.files import CHECKPOINT, holds_run
+
+_TOLD = ".told"  # in a sweep's folder: a mark for each line that all jobs would tell
 
 unfinished: list[str] = []
 """Jobs of the last sweep that left no summary.json: what the exit code of the command tells."""
@@ -52,6 +56,17 @@ def finished(directory: Path, server: ServerConfig) -> dict[str, Any] | None:
     return summary if early or summary["rounds"] >= server.num_rounds else None
 
 
+def first(folder: Path, text: str) -> bool:
+    """Whether no other job of the sweep in `folder`, in whatever process, has asked this of `text` before."""
+    mark = folder / _TOLD / hashlib.sha256(text.encode()).hexdigest()[:16]
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
 def _recorded(directory: Path) -> dict[str, Any]:
     from fedsim.checkpoint import comparable
 
@@ -60,10 +75,19 @@ def _recorded(directory: Path) -> dict[str, Any]:
 
 
 class SweepEnd(Callback):
-    """Hydra calls it after the last job: says how many have finished, and what to do next."""
+    """Hydra calls it around the jobs: says at the end how many have finished, and what to do next."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        shutil.rmtree(Path(config.hydra.sweep.dir) / _TOLD, ignore_errors=True)  # a sweep that goes on tells again
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
+        """Hydra keeps what each job has returned until the last one has ended, with the job's whole configuration and
+        its own: megabytes a job, of which no sweeper reads anything but the value."""
+        job_return.cfg = job_return.hydra_cfg = None
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
+        shutil.rmtree(folder / _TOLD, ignore_errors=True)
         jobs = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
         done = [job for job in jobs if next(job.rglob("summary.json"), None)]
         unfinished[:] = [job.name for job in jobs if job not in done]

@@ -6,8 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import fedsim.aggregate as aggregate_module
-from fedsim.aggregate import OnlineAverage, weight_scale
+from fedsim.aggregate import OnlineAverage, OrderWatch, PartialAverage, weight_scale
 
 
 def updates(num, size, seed):
@@ -80,30 +79,55 @@ def test_weights_must_sum_to_something(total):
         weight_scale(total)
 
 
-@pytest.mark.parametrize(("size", "said"), [(511.99, False), (512.0, True), (1e6, True)])
-def test_a_mean_beyond_the_range_of_exact_sums_is_right_and_said_once(size, said, monkeypatch, caplog):
-    """The range ends at 2^53 steps of 2^-44 of the scale: here the scale is the weight, and 2^9 the end."""
-    monkeypatch.setattr(aggregate_module, "_warned", [])
-    for use in (lambda partial: partial.mean, lambda partial: partial.take_mean()):
-        local = torch.tensor([0.25, -size], dtype=torch.float64)
-        online = OnlineAverage(2, scale=4.0)
-        for _ in range(4):
-            online.add(local, torch.zeros_like(local), 1.0)
-        torch.testing.assert_close(use(online.result()), local, rtol=1e-15, atol=0)
-    assert len(caplog.records) == said
-    assert ("its last bits depend on the order" in caplog.text) == said
-
-
-def test_at_the_end_of_the_range_the_order_shows():
-    """Why it is said: 2^53 steps and one more, one step at a time or both at once."""
-    step = 2.0**-44
-    means = []
-    for updates in ([512.0, step, step], [step, step, 512.0]):
-        online = OnlineAverage(1, scale=1.0)
+def summed(*rounds: list[list[float]], metrics: dict[str, float] | None = None) -> list[PartialAverage]:
+    """Rounds of updates with equal weights, the scale being the cohort's weight."""
+    found = []
+    for updates in rounds:
+        online = OnlineAverage(len(updates[0]), scale=float(len(updates)))
         for update in updates:
-            online.add(torch.tensor([update], dtype=torch.float64), torch.zeros(1, dtype=torch.float64), 1.0)
-        means.append(online.result().mean)
-    assert not torch.equal(*means)
+            row = torch.tensor(update, dtype=torch.float64)
+            online.add(row, torch.zeros_like(row), 1.0)
+        found.append(online.result(metrics))
+    return found
+
+
+@pytest.mark.parametrize(("size", "said"), [(499.0, False), (512.0, True), (1e6, True)])
+def test_a_mean_beyond_the_range_of_exact_sums_is_right_and_said_once_in_a_run(size, said, caplog):
+    """The range ends at 2^53 steps of 2^-44 of the scale: here the scale is the weight, and 2^9 the end."""
+    for _ in range(2):  # two runs of one process
+        caplog.clear()
+        watch = OrderWatch()
+        for partial in summed(*[[[0.25, -size]] * 4] * 2):
+            watch.look(partial)
+            expected = torch.tensor([0.25, -size], dtype=torch.float64)
+            torch.testing.assert_close(partial.mean, expected, rtol=1e-15, atol=0)
+            assert torch.equal(partial.mean, partial.take_mean())
+        assert len(caplog.records) == said
+        assert ("its last bits may depend on the order" in caplog.text) == said
+
+
+STEP = 2.0**-44
+
+
+@pytest.mark.parametrize(
+    "updates",
+    [[512.0, STEP, STEP, 0.0], [1024.0, -1024.0, STEP, 0.0]],
+    ids=["the sum is large", "the sum is small, for its terms cancel"],
+)
+def test_beyond_the_range_the_order_shows(updates):
+    """Why it is said: a single step is lost beside 2^53 others, and is not where two, or nothing, came before it."""
+    rows = [[4 * update] for update in updates]  # of which the mean takes a fourth
+    there, back = summed(rows, rows[::-1])
+    assert not torch.equal(there.mean, back.mean)
+
+
+def test_updates_that_may_leave_the_range_are_said_where_they_cancel(caplog):
+    (partial,) = summed([[600.0], [-600.0]], metrics={"long_updates": 2.0})
+    watch = OrderWatch()
+    for _ in range(2):
+        watch.look(partial)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("2 of a round's updates are longer than 500, and the largest element of the ")
 
 
 def test_partial_averages_of_different_cohorts_are_not_merged():

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 RUN = ["server.num_rounds=1", "server.clients_per_round=2", "local.num_steps=1", "evaluate.clients=false"]
 RUN.append("trainer=serial")
@@ -63,3 +64,25 @@ def test_an_option_that_is_added_with_a_plus_sign_stays(fedsim):
 def test_other_data_take_the_place_of_an_experiments(fedsim, data: str):
     done = fedsim("+experiment=synthetic_leaf", f"data={data}", *RUN)
     assert done.code == 0, done.err
+
+
+SWAPPED = ("+experiment=fcube", "model=logistic", "--cfg", "job")
+
+
+def test_the_configuration_that_is_shown_is_the_one_that_is_used(fedsim):
+    """fcube sets model.hidden_sizes, which a linear model has not."""
+    shown = fedsim(*SWAPPED)
+    assert shown.code == 0, shown.err
+    assert yaml.safe_load(shown.out)["model"] == {"_target_": "fedsim.models.logistic", "_partial_": True}
+    assert shown.err.splitlines() == [
+        "model=logistic has no option model.hidden_sizes, which +experiment=fcube sets for another choice: left out"
+    ]
+    assert "hidden_sizes" not in fedsim(*SWAPPED, "--package", "model").out
+    assert "hidden_sizes: " in fedsim("+experiment=fcube", "--cfg", "job").out
+
+
+def test_what_is_refused_is_not_shown(fedsim):
+    shown = fedsim(*SWAPPED, "model.hidden_sizes=[8]")
+    assert shown.code == 1
+    assert shown.err.splitlines() == ["fedsim: error: model=logistic has no option model.hidden_sizes"]
+    assert not shown.out

@@ -106,6 +106,12 @@ MISTAKES = {
     "misspelt group": (["algoritm=fedavg"], "unknown option 'algoritm'; did you mean algorithm"),
     "misspelt tracker": (["tracking=[tensorbord]"], "tracking=tensorbord does not exist; did you mean tensorboard?"),
     "early stop without evaluations": (["server.patience=1", "server.evaluate_every=0"], "need server.evaluate_every"),
+    "an option that a factory has not": (
+        ["algorithm=fedprox", "+algorithm.proximal_wieght=1"],
+        "unknown option 'algorithm.proximal_wieght'; did you mean algorithm.proximal_weight?",
+    ),
+    "an option of the wrong type": (["data.num_clients=many"], "data.num_clients must be a whole number or null, got"),
+    "no attack": (["attack=null"], "~attack leaves it out"),
     "images to a wrong model": (["model.num_classes=3"], "unknown option 'model.num_classes'"),
 }
 

@@ -10,6 +10,7 @@ import torch
 import fedsim
 from fedsim.data.federated import FederatedDataset, Split
 from fedsim.models import logistic
+from fedsim.train.serial import SerialTrainer
 
 
 def test_simulate_returns_the_metrics_and_leaves_the_files_that_were_asked_for(make_dataset, tmp_path):
@@ -27,6 +28,22 @@ def test_a_round_can_be_a_line_of_the_users_own_loop(make_dataset):
     )
     seen = [(metrics["round"], simulation.evaluate()["test_accuracy"]) for metrics in simulation.rounds()]
     assert [round for round, _ in seen] == [1, 2]
+
+
+def test_updates_too_long_for_a_sum_without_order_are_said_once_in_each_run(make_dataset, caplog):
+    dataset = make_dataset([30, 20, 10])
+    for learning_rate, said in ((1e4, 1), (1e4, 1), (0.1, 0)):
+        caplog.clear()
+        simulation = fedsim.Simulation(
+            dataset,
+            logistic,
+            local=fedsim.LocalConfig(learning_rate=learning_rate, num_steps=1),
+            server=fedsim.ServerConfig(num_rounds=2, clients_per_round=3, evaluate_every=0),
+            trainer=SerialTrainer,
+            device="cpu",
+        )
+        assert len(list(simulation.rounds())) == 2
+        assert sum("its last bits may depend on the order" in text for text in caplog.messages) == said
 
 
 def test_a_dataset_without_clients_is_refused():

@@ -1,14 +1,19 @@
 """Sweeps: what is finished is not run again, what was interrupted continues, and mistakes do not stop the others."""
 
+import atexit
+import gc
 import json
+import logging
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from fedsim.cli import conf_dir
+from fedsim.sweep import SweepEnd, first
 
 SWEEP = ("-m", "+experiment=debug", "data.num_clients=8", "server.clients_per_round=4", "server.num_rounds=3")
 
@@ -76,6 +81,50 @@ def test_a_mistake_in_one_job_is_told_and_the_others_run(fedsim, tmp_path):
     assert "1 of 2 runs finished" in done.err
     assert "not finished: 0;" in done.err
     assert summary(tmp_path / "sweep" / "1")["rounds"] == 3
+
+
+def test_what_all_jobs_would_say_is_said_once_a_sweep(fedsim, tmp_path):
+    """The note on the stand-in data; each job's own files have it all the same, and the next sweep says it again."""
+    for arguments in (["hydra.sweep.dir=sweep"], ["checkpoint.resume=sweep", "server.num_rounds=4"]):
+        done = fedsim(*SWEEP, "seed=1,2,3", *arguments)
+        assert done.code == 0, done.err
+        assert done.err.count("stand-in") == 1
+        assert sorted(path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir()) == ["0", "1", "2"]
+    for job in ("0", "1", "2"):
+        assert "WARNING femnist is a generated stand-in" in (tmp_path / "sweep" / job / "run.log").read_text()
+        assert "stand-in" in summary(tmp_path / "sweep" / job)["notes"][0]
+
+
+def test_a_job_of_a_sweep_leaves_nothing_alive(fedsim, monkeypatch):
+    """What is alive as each of six jobs in one process ends: of the same kinds, as much as after the one before.
+
+    The first two are left out: they fill what is filled once.
+    """
+    alive: list[Counter[str]] = []
+    end = SweepEnd.on_job_end
+
+    def count(self, config, job_return, **rest):
+        end(self, config, job_return, **rest)
+        gc.collect()
+        kinds = (type(thing) for thing in gc.get_objects())
+        names = Counter(f"{kind.__module__}.{kind.__qualname__}" for kind in kinds)
+        ours = ("fedsim", "hydra", "omegaconf", "torch", "logging", "tqdm", "weakref", "threading", "matplotlib")
+        alive.append(Counter({name: n for name, n in names.items() if name.partition(".")[0] in ours}))
+        alive[-1]["handlers"] = len(logging.getLogger().handlers)
+        alive[-1]["atexit"] = atexit._ncallbacks()
+
+    monkeypatch.setattr(SweepEnd, "on_job_end", count)
+    done = fedsim(*SWEEP, "seed=1,2,3,4,5,6", "server.num_rounds=1", "trainer=vectorized", "hydra.sweep.dir=sweep")
+    assert done.code == 0, done.err
+    assert len(alive) == 6
+    assert alive[2]["omegaconf.dictconfig.DictConfig"] > 0
+    grown = {name: [n[name] for n in alive] for name in alive[-1] if alive[-1][name] > alive[2][name]}
+    assert grown == {}
+
+
+def test_a_line_is_new_once_in_each_folder(tmp_path):
+    asked = [(tmp_path / name, text) for name in ("a", "b") for text in ("one", "two", "one")]
+    assert [first(folder, text) for folder, text in asked] == [True, True, False] * 2
 
 
 def test_a_sweep_folder_in_use_is_not_overwritten(fedsim, tmp_path):

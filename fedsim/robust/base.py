@@ -3,10 +3,18 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from torch import Tensor
 
 from fedsim.robust.store import UpdateStore
+
+
+class Storage(TypedDict, total=False):
+    """Where a robust rule keeps a round's updates: see `Aggregator`."""
+
+    memory_mib: float
+    spill_dir: str | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,11 +3,11 @@ Optimal Statistical Rates", definitions 1 (median) and 2 (trimmed mean). Every c
 is a thing that an attacker may claim."""
 
 import math
-from typing import Any
+from typing import Unpack
 
 from torch import Tensor
 
-from fedsim.robust.base import Aggregator
+from fedsim.robust.base import Aggregator, Storage
 from fedsim.robust.store import UpdateStore
 
 
@@ -18,7 +18,7 @@ def median_of(rows: Tensor) -> Tensor:
     return (values[low].double() + values[high].double()) / 2
 
 
-def median(**storage: Any) -> Aggregator:
+def median(**storage: Unpack[Storage]) -> Aggregator:
     """The median of each coordinate.
 
     Args:
@@ -27,7 +27,7 @@ def median(**storage: Any) -> Aggregator:
     return Aggregator(name="median", rule=lambda updates: updates.map_columns(median_of), **storage)
 
 
-def trimmed_mean(trim_fraction: float = 0.2, **storage: Any) -> Aggregator:
+def trimmed_mean(trim_fraction: float = 0.2, **storage: Unpack[Storage]) -> Aggregator:
     """The mean of each coordinate without its largest and its smallest values.
 
     Args:

@@ -7,12 +7,12 @@ Distances are squared and Euclidean, over the whole update. Ties go to the clien
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from fedsim.robust.base import Aggregator
+from fedsim.robust.base import Aggregator, Storage
 from fedsim.robust.store import UpdateStore
 
 
@@ -41,7 +41,7 @@ def _require(rule: str, num_attackers: int, least: int, formula: str) -> Callabl
     return require
 
 
-def krum(num_attackers: int = 1, **storage: Any) -> Aggregator:
+def krum(num_attackers: int = 1, **storage: Unpack[Storage]) -> Aggregator:
     """The one update that is nearest to its n - f - 2 nearest neighbours.
 
     Args:
@@ -57,7 +57,7 @@ def krum(num_attackers: int = 1, **storage: Any) -> Aggregator:
     return Aggregator(name="krum", rule=rule, require=require, **storage)
 
 
-def multi_krum(num_attackers: int = 1, num_selected: int | None = None, **storage: Any) -> Aggregator:
+def multi_krum(num_attackers: int = 1, num_selected: int | None = None, **storage: Unpack[Storage]) -> Aggregator:
     """The mean of the updates with the lowest of Krum's scores.
 
     Args:
@@ -97,7 +97,7 @@ def bulyan_selection(distances: Tensor, num_attackers: int) -> Tensor:
     return torch.tensor(sorted(chosen), device=distances.device)
 
 
-def bulyan(num_attackers: int = 1, **storage: Any) -> Aggregator:
+def bulyan(num_attackers: int = 1, **storage: Unpack[Storage]) -> Aggregator:
     """Krum chooses theta = n - 2 f updates; of these, each coordinate is the mean of the theta - 2 f values that are
     nearest to their median.
 

@@ -4,17 +4,17 @@ Geometric median: Pillutla et al. 2022, "Robust Aggregation for Federated Learni
 Norm bounding: Sun et al. 2019, "Can You Really Backdoor Federated Learning?", section 4.
 """
 
-from typing import Any
+from typing import Unpack
 
 from torch import Tensor
 
-from fedsim.robust.base import Aggregator
+from fedsim.robust.base import Aggregator, Storage
 from fedsim.robust.coordinate import median_of
 from fedsim.robust.store import UpdateStore
 
 
 def geometric_median(
-    num_iterations: int = 3, smoothing: float = 1e-6, equal_weights: bool = False, **storage: Any
+    num_iterations: int = 3, smoothing: float = 1e-6, equal_weights: bool = False, **storage: Unpack[Storage]
 ) -> Aggregator:
     """The point whose weighted sum of Euclidean distances from the updates is smallest, approximately.
 
@@ -42,7 +42,7 @@ def geometric_median(
     return Aggregator(name="geometric_median", rule=rule, equal_weights=equal_weights, **storage)
 
 
-def norm_bounding(max_norm: float | None = None, equal_weights: bool = False, **storage: Any) -> Aggregator:
+def norm_bounding(max_norm: float | None = None, equal_weights: bool = False, **storage: Unpack[Storage]) -> Aggregator:
     """The mean of updates, of which the longer ones are scaled down to a bound.
 
     Args:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from fedsim.aggregate import EXACT_LENGTH
 from fedsim.train.plan import Plan
 
 
@@ -19,7 +20,8 @@ def summarise(plan: Plan, client_ids: Sequence[str], loss_sums: Tensor, squared_
             whenever the whole is not.
 
     Returns:
-        loss_sum, samples (seen, so epochs count) and clients.
+        loss_sum, samples (seen, so epochs count), clients, and long_updates, those of a length that may leave the
+        range of exact sums (`fedsim.aggregate`).
 
     Raises:
         ValueError: names the first client whose loss or update is not finite.
@@ -36,4 +38,5 @@ def summarise(plan: Plan, client_ids: Sequence[str], loss_sums: Tensor, squared_
         "loss_sum": math.fsum(losses),
         "samples": float(plan.counts.sum()),
         "clients": float(len(plan.clients)),
+        "long_updates": float(sum(norm >= EXACT_LENGTH**2 for norm in norms)),
     }
