@@ -1,6 +1,7 @@
 """The Python in README.md and docs/ and the commands of the tutorial run as they stand there; the pages build."""
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -32,6 +33,14 @@ def test_python_in_the_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest
 def test_links_lead_somewhere(page: Path):
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_files_that_are_named_are_there(page: Path):
+    """Such as `tests/test_cli.py`: `test_a_mistake_is_one_line_that_helps`, and that test in it."""
+    for path, test in re.findall(r"`((?:tests|bench|notebooks|fedsim)/[\w/.]+)`(?:: `(test_\w+)`)?", page.read_text()):
+        assert (ROOT / path).exists(), path
+        assert not test or f"def {test}(" in (ROOT / path).read_text(), f"{path}: {test}"
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -140,4 +149,11 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert done.returncode == 0, done.stderr
     api = (tmp_path / "site" / "api.html").read_text()
     assert "clients_per_round" in api
+    shown = set(re.findall(r'id="(fedsim[.\w]+)"', api))
+    for package in ("algorithms", "data.partition", "models", "robust", "transforms"):
+        # a function named as its module hides behind it, and needs a line of its own in api.md
+        module = importlib.import_module(f"fedsim.{package}")
+        names = [name for name in module.__all__ if callable(getattr(module, name))]
+        homes = {name: f"{getattr(module, name).__module__}.{name}" for name in names}
+        assert [n for n in names if not {f"fedsim.{package}.{n}", homes[n]} & shown] == []
     assert "extending.html" in (tmp_path / "site" / "index.html").read_text()
