@@ -7,8 +7,8 @@ the metric is changed once in the page, which draws everything again.
 """
 
 import argparse
-import html
-import json
+import contextlib
+import io
 import math
 import re
 import shutil
@@ -93,7 +93,7 @@ def drawn(browser: str, page: Path, width: int, folder: Path) -> tuple[float, fl
     try:
         assert process.stderr is not None
         for line in process.stderr:
-            if found := re.search(r"drawn after ([\d.]+) s, again in ([\d.]+) s", html.unescape(line)):
+            if found := re.search(r"drawn after ([\d.]+) s, again in ([\d.]+) s", line):
                 return float(found[1]), float(found[2])
         raise SystemExit("the browser has ended without drawing the page")
     finally:
@@ -118,7 +118,8 @@ def main() -> None:
             folder = Path(temporary)
             generate(folder / "runs", num_runs, options.rounds)
             begin = time.perf_counter()
-            fedsim_report([str(folder / "runs"), "--out", str(folder / "report.html")])
+            with contextlib.redirect_stdout(io.StringIO()):
+                fedsim_report([str(folder / "runs"), "--out", str(folder / "report.html")])
             row: dict[str, Any] = {"runs": num_runs, "write_seconds": round(time.perf_counter() - begin, 2)}
             row["megabytes"] = round((folder / "report.html").stat().st_size / 1e6, 2)
             for name, width in (("desk", 1280), ("phone", 500)):
@@ -127,7 +128,6 @@ def main() -> None:
                 row[f"{name}_drawn_seconds"], row[f"{name}_redrawn_seconds"] = round(first, 2), round(again, 2)
             rows.append(row)
     report["results"] = rows
-    print(json.dumps(rows))
     print_report(report, rows)
     write_report(report, options.out)
 

@@ -64,7 +64,6 @@ def options() -> tuple[dict[str, set[str]], set[str]]:
         package = re.match(r"# @package (\S+)", text)
         prefix = group if package is None else package[1].removeprefix("_global_")
         known |= set(keys(yaml.safe_load(text), f"{prefix}." if prefix else ""))
-        known |= {f"{group}.{place}" for place in re.findall(r"^  - \S+@(\w+):", text, re.MULTILINE)}  # a default there
     return choices, known
 
 
@@ -79,7 +78,7 @@ def test_options_that_are_named_exist(page: Path):
         lines = [line.split("|")[2] if line.startswith("|") else line for line in lines]
     wrong = []
     for code in [*blocks, *re.findall(r"`([^`]+)`", "\n".join(lines))]:
-        for key, value in re.findall(r"(?<![\w.=/-])\+?([a-z_]+(?:\.[a-z_0-9]+)*)=(\S*)", code):
+        for key, value in re.findall(r"(?<![\w.=/@-])\+?([a-z_]+(?:\.[a-z_0-9]+)*)=(\S*)", code):
             section = key.partition(".")[0]
             if key in choices:
                 own = key in ("model", "tracking") and "--config-dir my_conf" in text  # a part that the page makes
