@@ -18,6 +18,7 @@ from pathlib import Path
 IMAGES = Path(__file__).resolve().parent / "images"
 COLUMNS = 112
 DEBUG = ["+experiment=debug", "hydra.run.dir=first"]
+LONGER = ["+experiment=debug", "server.num_rounds=50", "hydra.run.dir=longer"]  # so that the bar is seen on its way
 SWEEP = ["-m", "+experiment=debug", "local.learning_rate=0.005,0.02", "seed=1,2,3", "hydra.sweep.dir=sweep"]
 
 
@@ -46,7 +47,8 @@ class Screen:
 
 
 def capture(arguments: list[str], folder: str, columns: int = COLUMNS) -> tuple[str, str]:
-    """What `python -m fedsim ARGUMENTS` has on the screen when half of the rounds are done, and at its end."""
+    """What `python -m fedsim ARGUMENTS` has on the screen when half of the rounds are done ("" if that was too quick to
+    be seen), and at its end."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
     command = [sys.executable, "-m", "fedsim", *arguments]
@@ -62,7 +64,7 @@ def capture(arguments: list[str], folder: str, columns: int = COLUMNS) -> tuple[
         if not received:
             break
         screen.feed(received.decode(errors="replace"))
-        if not half and re.search(r"\| 3/5 \[", screen.lines[screen.row]):
+        if not half and re.search(r"[5-8]\d%\|", screen.lines[screen.row]):
             half = screen.text()
     os.close(ours)
     if process.wait():
@@ -87,9 +89,12 @@ def picture(arguments: list[str], text: str, name: str) -> None:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        half, end = capture(DEBUG, folder)
-        picture(DEBUG, half, "terminal_half")
+        _, end = capture(DEBUG, folder)
         picture(DEBUG, end, "terminal")
+        half, _ = capture(LONGER, folder)
+        if not half:
+            raise SystemExit("the bar was never seen on its way: give LONGER more rounds")
+        picture(LONGER, half, "terminal_half")
         _, end = capture(SWEEP, folder)
         lines = end.split("\n")  # the last job, and the table of all
         last = max(i for i, line in enumerate(lines) if "[HYDRA]" in line)

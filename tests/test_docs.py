@@ -1,6 +1,7 @@
 """The Python in README.md and docs/ and the commands of the tutorial run as they stand there; the pages build."""
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -8,11 +9,16 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import yaml
 
 import fedsim
+from fedsim.cli import conf_dir
+from fedsim.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -32,6 +38,54 @@ def test_python_in_the_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest
 def test_links_lead_somewhere(page: Path):
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_files_that_are_named_are_there(page: Path):
+    """Such as `tests/test_cli.py`: `test_a_mistake_is_one_line_that_helps`, and that test in it."""
+    for path, test in re.findall(r"`((?:tests|bench|notebooks|fedsim)/[\w/.]+)`(?:: `(test_\w+)`)?", page.read_text()):
+        assert (ROOT / path).exists(), path
+        assert not test or f"def {test}(" in (ROOT / path).read_text(), f"{path}: {test}"
+
+
+def options() -> tuple[dict[str, set[str]], set[str]]:
+    """The choices of each group of conf/, and every option as dotted keys."""
+
+    def keys(node: object, prefix: str = "") -> Iterator[str]:
+        for name, child in node.items() if isinstance(node, dict) else ():
+            yield f"{prefix}{name}"
+            yield from keys(child, f"{prefix}{name}.")
+
+    choices: dict[str, set[str]] = {}
+    known = set(keys(asdict(Config())))
+    for file in conf_dir().glob("*/*.yaml"):
+        text, group = file.read_text(), file.parent.name
+        choices.setdefault(group, set()).add(file.stem)
+        package = re.match(r"# @package (\S+)", text)
+        prefix = group if package is None else package[1].removeprefix("_global_")
+        known |= set(keys(yaml.safe_load(text), f"{prefix}." if prefix else ""))
+    return choices, known
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_options_that_are_named_exist(page: Path):
+    """In every command and code span; the second column of coming_from.md is ours, the first another framework's."""
+    choices, known = options()
+    text = page.read_text()
+    blocks = re.findall(r"^```(?:sh)?\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    lines = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE).splitlines()
+    if page.name == "coming_from.md":
+        lines = [line.split("|")[2] if line.startswith("|") else line for line in lines]
+    wrong = []
+    for code in [*blocks, *re.findall(r"`([^`]+)`", "\n".join(lines))]:
+        for key, value in re.findall(r"(?<![\w.=/@-])\+?([a-z_]+(?:\.[a-z_0-9]+)*)=(\S*)", code):
+            section = key.partition(".")[0]
+            if key in choices:
+                own = key in ("model", "tracking") and "--config-dir my_conf" in text  # a part that the page makes
+                wrong += [f"{key}={n}" for n in re.findall(r"[a-z_0-9]+", value) if n not in choices[key] and not own]
+            elif key not in known and section != key and section in known and section != "hydra":
+                wrong.append(key)
+    assert wrong == []
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -140,4 +194,11 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert done.returncode == 0, done.stderr
     api = (tmp_path / "site" / "api.html").read_text()
     assert "clients_per_round" in api
+    shown = set(re.findall(r'id="(fedsim[.\w]+)"', api))
+    for package in ("algorithms", "data.partition", "models", "robust", "transforms"):
+        # a function named as its module hides behind it, and needs a line of its own in api.md
+        module = importlib.import_module(f"fedsim.{package}")
+        names = [name for name in module.__all__ if callable(getattr(module, name))]
+        homes = {name: f"{getattr(module, name).__module__}.{name}" for name in names}
+        assert [n for n in names if not {f"fedsim.{package}.{n}", homes[n]} & shown] == []
     assert "extending.html" in (tmp_path / "site" / "index.html").read_text()

@@ -1,9 +1,11 @@
 """The house of docs/architecture.md: imports run downwards only ([tool.importlinter] in pyproject.toml)."""
 
+import re
 import shutil
 import subprocess
 import sys
 import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,37 @@ def lint(folder: Path) -> tuple[int, str]:
     command = [sys.executable, "-c", LINT, "--no-cache", "--no-logo"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
     return done.returncode, done.stdout + done.stderr
+
+
+def layers() -> list[set[str]]:
+    """The floors of the contract, highest first."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (contract,) = settings["tool"]["importlinter"]["contracts"]
+    return [{name.strip(" ()") for name in floor.split("|")} for floor in contract["layers"]]
+
+
+def rows(heading: str) -> list[list[str]]:
+    """The cells of the table of docs/architecture.md under this heading."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = page.split(heading)[1].split("\n\n")[0]
+    return [line.split("|")[1:-1] for line in table.splitlines()[2:]]
+
+
+def names(cell: str) -> set[str]:
+    return {name.strip("/") for name in re.findall(r"`([\w/*]+)`", cell)}
+
+
+def test_the_page_has_the_floors_of_the_contract():
+    assert [names(part) for row in rows("| floor |") for part in row[1].split(";")] == layers()
+
+
+def test_the_page_names_every_module_of_a_folder():
+    for folder, cell in rows("| folder |"):
+        (package,) = names(folder)
+        named = names(cell)
+        inside = {path.stem for path in (ROOT / "fedsim" / package).iterdir() if path.suffix == ".py" or path.is_dir()}
+        missing = {m for m in inside if not m.startswith("__") and not any(fnmatch(m, name) for name in named)}
+        assert missing == set(), f"docs/architecture.md does not name these modules of {package}/"
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ function written(value, kind) {
   return Number.isInteger(value) ? value.toLocaleString("en") : short(value);
 }
 
-function ticks(low, high, most, kind) {
+function ticks(low, high, most, kind, whole) {
   const base = kind === "bytes" ? 2 : 10;
-  const raw = (high - low) / most || 1;
+  const raw = Math.max((high - low) / most || 1, whole ? 1 : 0);  // there is no round 1.5
   const power = base ** Math.floor(Math.log(raw) / Math.log(base));
   const step = (base === 2 ? [1, 2] : kind === "share" ? [1, 2, 2.5, 5, 10] : [1, 2, 5, 10]).map((m) => m * power).find((s) => s >= raw) || raw;
   const found = [];
@@ -64,7 +64,8 @@ function chart(box, all, { xKind, yKind, xLabel, aim, cut }) {
     node("line", { class: "grid", x1: left, x2: width - right, y1: py(y), y2: py(y) }, svg);
     node("text", { x: left - 8, y: py(y) + 4, "text-anchor": "end" }, svg, yKind === "share" ? Number((100 * y).toPrecision(4)) + " %" : written(y, yKind));
   }
-  for (const x of ticks(x0, x1, Math.max(3, Math.floor((width - left) / 75)), xKind)) {
+  const whole = every.every((p) => Number.isInteger(p.x));
+  for (const x of ticks(x0, x1, Math.max(3, Math.floor((width - left) / 75)), xKind, whole)) {
     const text = xKind === "share" ? Number((100 * x).toPrecision(4)) + " %" : written(x, xKind);
     node("text", { x: Math.min(px(x), width - right - 4 * text.length), y: height - bottom + 18, "text-anchor": "middle" }, svg, text);
   }

@@ -14,9 +14,9 @@ from fedsim.report.tables import frame, settings
 from fedsim.tracking.closing import Cell, table
 
 _MOST_JOBS = 30
-# Column of `frame` -> heading and kind, as in the page.
+# Column of `frame` -> heading and kind, as in the page; a loss has three decimals, as in the lines of a run.
 _OF_JOBS = {
-    "best_accuracy": ("best", "share"), "final_accuracy": ("final", "share"), "train_loss": ("train loss", "count"),
+    "best_accuracy": ("best", "share"), "final_accuracy": ("final", "share"), "train_loss": ("train loss", "loss"),
     "rounds": ("rounds", "count"), "seconds_a_round": ("a round", "seconds"),
 }  # fmt: skip
 _OF_GROUPS = {
@@ -90,7 +90,9 @@ def _setting(value: object) -> Cell:
 
 def _figure(value: object, kind: str) -> Cell:
     number = _number(value)
-    return number if number is None or kind == "count" else written(number, kind)
+    if number is None or kind == "count":
+        return number
+    return f"{number:.3f}" if kind == "loss" else written(number, kind)
 
 
 def _spread(mean: object, deviation: object, kind: str) -> Cell:

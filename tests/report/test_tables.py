@@ -127,7 +127,7 @@ def test_jobs_are_a_line_each_and_of_many_the_best(sweep, monkeypatch):
     heads, *lines = text.jobs(jobs, 200).splitlines()
     figures = ["best", "final", "train", "loss", "rounds", "a", "round"]
     assert heads.split() == ["job", "algorithm", "proximal_weight", "seed", *figures]
-    assert lines[3].split() == ["3", "fedprox", "0.01", "0", "80.0", "%", "80.0", "%", "0.5", "6", "10", "s"]
+    assert lines[3].split() == ["3", "fedprox", "0.01", "0", "80.0", "%", "80.0", "%", "0.500", "6", "10", "s"]
     assert lines[0].split()[:3] == ["0", "fedavg", "-"]
     monkeypatch.setattr(text, "_MOST_JOBS", 2)
     title, _, *best = text.jobs(jobs, 200).splitlines()
