@@ -42,6 +42,11 @@ def free_memory_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device, or the host, had no memory left; on a CPU this is a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+
+
 class TensorMeter(TorchDispatchMode):
     """Counts the bytes of the tensors that are made inside it: `now` alive, and `peak`, on any device.
 

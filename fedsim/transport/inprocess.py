@@ -7,6 +7,7 @@ import torch
 from fedsim.aggregate import OnlineAverage, PartialAverage
 from fedsim.config import LocalConfig
 from fedsim.data.federated import Split
+from fedsim.memory import out_of_memory
 from fedsim.train.base import Trainer
 from fedsim.train.plan import make_plan
 from fedsim.transport.base import Job, add_metrics, train_group
@@ -42,7 +43,7 @@ class InProcess:
             try:
                 return self.trainer.train(plan, job.broadcast, job.scale)
             except RuntimeError as error:
-                if plan.num_slots == 1 or not _out_of_memory(error):
+                if plan.num_slots == 1 or not out_of_memory(error):
                     raise
                 self.trainer.num_slots = plan.num_slots // 2
                 log.warning(
@@ -56,8 +57,3 @@ class InProcess:
     def close(self) -> None:
         """End what the trainer has started."""
         self.trainer.close()
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device, or the host, had no memory left; on a CPU this is a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)

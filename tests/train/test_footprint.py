@@ -9,9 +9,8 @@ from functools import partial
 import pytest
 import torch
 
-import fedsim.transport.inprocess as inprocess_module
 from fedsim.config import LocalConfig, ServerConfig
-from fedsim.memory import TensorMeter
+from fedsim.memory import TensorMeter, out_of_memory
 from fedsim.models import leaf_cnn, mlp
 from fedsim.simulation import Simulation
 from fedsim.train.footprint import Footprint, require
@@ -122,6 +121,6 @@ def test_out_of_memory_with_one_slot_is_an_error(make_dataset, monkeypatch):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: not enough memory")
 
     monkeypatch.setattr(SerialTrainer, "train", train)
-    assert inprocess_module._out_of_memory(RuntimeError("DefaultCPUAllocator: not enough memory: you tried"))
+    assert out_of_memory(RuntimeError("DefaultCPUAllocator: not enough memory: you tried"))
     with pytest.raises(RuntimeError, match="not enough memory"):
         found.server.run_round()
