@@ -72,9 +72,15 @@ class Checkpoint:
         tensors |= {f"uplink.{name}": t for name, t in self.uplink.items()}
         for name, index in self.clients.items():
             tensors |= {f"clients.{name}.{part}": t for part, t in index.items()}
-        tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+        own, places = {}, set()
+        for name, tensor in tensors.items():
+            own[name] = tensor.detach().cpu().contiguous()
+            place = own[name].untyped_storage().data_ptr()
+            if place in places:  # an algorithm's vectors may be views of one tensor, which safetensors does not write
+                own[name] = own[name].clone()
+            places.add(place)
         try:
-            write_atomically(directory / FILE, lambda file: save_file(tensors, file, {"fedsim": json.dumps(about)}))
+            write_atomically(directory / FILE, lambda file: save_file(own, file, {"fedsim": json.dumps(about)}))
         except (OSError, SafetensorError) as error:
             raise OSError(
                 f"round {self.round}: cannot write the checkpoint in {directory} ({error}); "

@@ -16,6 +16,7 @@ from fedsim.data.resident import ResidentSplit
 from fedsim.denormals import flushed_denormals
 from fedsim.objective import correct, cross_entropy, num_places
 from fedsim.rng import stream
+from fedsim.train.precision import products
 from fedsim.vector import FlatModel
 
 # Samples at once: on a CPU so many that activations stay near, half as slow again with 512 for LEAF's CNN.
@@ -54,10 +55,11 @@ class Evaluator:
         self.model.module.eval()
         losses, hits = [], []
         on_device = self.data.rows(self.rows if rows is None else rows)
-        for inputs, targets in self.data.gather_all(on_device.split(_BATCH[self.model.device.type])):
-            outputs = self.model.module(inputs)
-            losses.append(cross_entropy(outputs, targets))
-            hits.append(correct(outputs, targets))
+        with products("float32", self.model.device):
+            for inputs, targets in self.data.gather_all(on_device.split(_BATCH[self.model.device.type])):
+                outputs = self.model.module(inputs)
+                losses.append(cross_entropy(outputs, targets))
+                hits.append(correct(outputs, targets))
         return torch.cat(losses).double().cpu().numpy(), torch.cat(hits).double().cpu().numpy()
 
     def places(self, rows: np.ndarray | None = None) -> np.ndarray:

@@ -97,7 +97,7 @@ class Examiner:
         if own is not None:
             frame = frame.rename(columns={"loss": "global_loss", "accuracy": "global_accuracy"})
             owners = (np.flatnonzero(split.sizes) if drawn is None else drawn).tolist()
-            found = [evaluator.per_sample(mine.clone(), split.rows(client)) for client, mine in own(owners)]
+            found = [evaluator.per_sample(mine, split.rows(client)) for client, mine in own(owners)]
             losses, hits = (np.concatenate(parts) for parts in zip(*found, strict=True))
             theirs = evaluator.per_client(losses, hits, drawn)
             frame["loss"], frame["accuracy"] = theirs["loss"], theirs["accuracy"]

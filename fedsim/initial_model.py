@@ -19,10 +19,12 @@ def choose_device(name: str) -> torch.device:
     """ "auto" is a GPU if there is one.
 
     Raises:
-        ValueError: a GPU is asked for and there is none.
+        ValueError: a GPU is asked for and there is none, or something else.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise ValueError(f"device={name!r} is not supported: use auto, cpu, cuda or cuda:N")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device={name}, but PyTorch sees no GPU here; use device=auto or device=cpu")
     return torch.device(name)

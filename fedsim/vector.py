@@ -73,6 +73,9 @@ class FlatModel:
         buffers = [(n, b) for n, b in module.named_buffers() if b.is_floating_point()]
         if not parameters:
             raise ValueError(f"{type(module).__name__} has no trainable parameter, so there is nothing to learn")
+        for name, parameter in parameters:
+            if not parameter.is_floating_point():  # complex numbers have no mean on the grid of `OnlineAverage`
+                raise ValueError(f"{name} is {parameter.dtype}, and only real floating-point parameters can be trained")
         dtypes = {t.dtype for _, t in (*parameters, *buffers)}
         if len(dtypes) > 1:
             raise ValueError(f"all parameters and buffers must share one dtype, found {sorted(map(str, dtypes))}")
@@ -105,7 +108,12 @@ class FlatModel:
         self.vector.copy_(vector)
 
     def state_dict(self, vector: Tensor) -> dict[str, Tensor]:
-        """The module's `state_dict` with `vector` (P + Q,) in it, as contiguous CPU tensors of their own."""
-        views = self.layout.views(vector)
-        state = self.module.state_dict() | views
+        """The module's `state_dict` with `vector` (P + Q,) in it, as contiguous CPU tensors of their own.
+
+        It has the module's own keys: tied weights under each of their names, and no buffer that is not persistent.
+        """
+        named = (*self.module.named_parameters(), *self.module.named_buffers())
+        views, names = self.layout.views(vector), {id(tensor): name for name, tensor in named}
+        state = self.module.state_dict(keep_vars=True)
+        state = {name: views.get(names[id(tensor)], tensor) for name, tensor in state.items()}
         return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}

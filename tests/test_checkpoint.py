@@ -103,6 +103,27 @@ def test_round_trip(tmp_path):
     assert torch.equal(loaded.state["momentum"], torch.ones(4))
 
 
+def test_every_kind_of_state_comes_back(tmp_path):
+    """Vectors that are views of one tensor, and one that is not contiguous; names of clients' states with dots."""
+    vector = torch.arange(6.0)
+    written = checkpoint(
+        vector=vector,
+        state={"same": vector, "first": vector[:2], "column": vector.view(2, 3)[:, 1]},
+        uplink={"residual": torch.ones(2)},
+        clock={"seconds": torch.tensor(2.5)},
+        clients={"error.feedback": {"clients": torch.tensor([3]), "places": torch.tensor([0])}},
+    )
+    written.save(tmp_path)
+    loaded = Checkpoint.load(tmp_path, "cpu")
+    assert torch.equal(loaded.vector, vector)
+    for kind in ("state", "uplink", "clock"):
+        found, expected = getattr(loaded, kind), getattr(written, kind)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert loaded.clients.keys() == {"error.feedback"}
+    assert {part: t.tolist() for part, t in loaded.clients["error.feedback"].items()} == {"clients": [3], "places": [0]}
+
+
 def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):
     checkpoint().save(tmp_path)
     before = (tmp_path / FILE).read_bytes()
@@ -144,6 +165,15 @@ def test_other_data_under_the_same_configuration_is_refused():
 
 
 def test_where_and_how_long_may_differ():
-    there = {"server": {"num_rounds": 5}, "data": {"root": "x"}, "checkpoint": {"every": 1}, "seed": 1}
-    here = {"server": {"num_rounds": 9}, "data": {"root": "y"}, "checkpoint": {"every": 2}, "seed": 1}
-    checkpoint(config=there).check(here, "d")
+    """Where things lie, how a run reports, who computes, and how long it runs; a key is refused wherever it stands."""
+    groups = ("checkpoint", "tracking", "client_state", "role", "transport", "deployment")
+    server, data = ("num_rounds", "stop_at_accuracy", "patience"), ("root", "cache_dir", "download")
+
+    def config(value):
+        nested = {"server": dict.fromkeys(server, value), "data": dict.fromkeys(data, value)}
+        return {**{group: {"any": value} for group in groups}, **nested, "seed": 1}
+
+    checkpoint(config=config(1)).check(config(2), "d")
+    for there, here in (({"new": 1}, {}), ({}, {"new": 1})):
+        with pytest.raises(ValueError, match="differs in new"):
+            checkpoint(config={**config(1), **there}).check({**config(1), **here}, "d")

@@ -1,5 +1,6 @@
 """Evaluation: one batched pass gives what a loop over clients gives."""
 
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -8,12 +9,16 @@ import pytest
 import torch
 from torch import nn
 
+import fedsim.evaluate as evaluate_module
+import fedsim.train.own as own_module
+from fedsim.algorithms import perfedavg
 from fedsim.config import EvaluateConfig, ServerConfig
 from fedsim.data.federated import FederatedDataset, Split
 from fedsim.evaluate import Evaluator, spread
 from fedsim.models import convnet2, logistic
-from fedsim.objective import correct, cross_entropy
+from fedsim.objective import IGNORED, correct, cross_entropy
 from fedsim.simulation import Simulation
+from fedsim.train.serial import SerialTrainer
 from fedsim.vector import FlatModel
 
 
@@ -57,6 +62,73 @@ def test_sequences_count_by_place():
     assert correct(outputs, targets).tolist() == [0.5, 1.0]
     expected = nn.functional.cross_entropy(outputs, targets)
     torch.testing.assert_close(cross_entropy(outputs, targets).mean(), expected)
+
+
+def sequences(targets, **more):
+    """One token a place, and a model whose logits are the same everywhere."""
+    targets = torch.as_tensor(targets)
+    split = Split(inputs=torch.zeros(targets.shape), targets=targets, **more)
+    dataset = FederatedDataset(name="x", train=split, client_ids=["a", "b", "c"], num_classes=2)
+
+    class Constant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.logits = nn.Parameter(torch.tensor([0.0, 1.0]))
+
+        def forward(self, x):
+            return self.logits.view(1, 2, 1).expand(len(x), 2, x.shape[1])
+
+    return Evaluator(dataset, split, FlatModel(Constant()))
+
+
+def test_a_client_without_anything_to_predict_has_loss_0():
+    evaluator = sequences([[1, 1], [IGNORED, IGNORED], [0, IGNORED]], offsets=np.arange(4))
+    frame = evaluator.per_client(*evaluator.per_sample(evaluator.model.vector))
+    assert frame["accuracy"].tolist() == [1, 0, 0]
+    assert frame["loss"].tolist() == pytest.approx([np.log1p(np.exp(-1)), 0, np.log1p(np.exp(1))])
+    assert evaluator.mean(np.zeros(1), np.array([1])) == 0
+
+
+def test_places_of_many_samples_are_counted_a_block_at_a_time():
+    targets = torch.ones(70_000, 2, dtype=torch.int64)
+    targets[-3:, 1] = IGNORED
+    evaluator = sequences(targets, offsets=np.array([0, 10, 20, 70_000]))
+    places = evaluator.places()
+    assert (len(places), places.sum(), places[-4:].tolist()) == (70_000, 139_997, [2, 1, 1, 1])
+
+
+def test_samples_that_nobody_owns_are_left_out():
+    """Three clients own the first four rows of the order."""
+    order = np.array([5, 3, 1, 0, 2, 4])
+    evaluator = sequences(torch.ones(6, 1, dtype=torch.int64), offsets=np.array([0, 1, 2, 4]), order=order)
+    assert evaluator.rows.tolist() == [5, 3, 1, 0]
+    drawn = evaluator.draw(3, 0)
+    assert len(drawn) == 3
+    assert sorted(drawn, key=order.tolist().index) == drawn.tolist(), "in the clients' order, which lies near together"
+    assert evaluator.draw(4, 0).tolist() == evaluator.draw(None, 0).tolist() == [5, 3, 1, 0]
+
+
+@pytest.mark.parametrize("module", [evaluate_module, own_module])
+def test_models_are_evaluated_in_float32(make_dataset, monkeypatch, module):
+    """A GPU would convolve in TF32 by PyTorch's default; a personal model takes its steps in float32, too."""
+    seen = []
+
+    @contextmanager
+    def products(precision, device):
+        seen.append((precision, device.type))
+        yield
+
+    monkeypatch.setattr(module, "products", products)
+    simulation = Simulation(
+        make_dataset([6, 9]),
+        logistic,
+        algorithm=perfedavg(),
+        server=ServerConfig(num_rounds=1, clients_per_round=2),
+        trainer=SerialTrainer,
+        device="cpu",
+    )
+    simulation.clients()
+    assert set(seen) == {("float32", "cpu")}
 
 
 def test_the_preview_is_a_fixed_draw_and_the_last_round_takes_all(make_dataset):

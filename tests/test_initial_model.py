@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedsim.initial_model import draw_model
+from fedsim.initial_model import choose_device, draw_model
 from fedsim.models import logistic
 from fedsim.rng import forked_generators
 
@@ -31,6 +31,12 @@ def test_seeding_queues_nothing_for_gpus_that_are_not_in_use(monkeypatch):
         drawn = torch.rand(4)
     assert len(queued) == before
     assert torch.equal(drawn, torch.rand(4, generator=torch.Generator().manual_seed(3)))
+
+
+@pytest.mark.parametrize("name", ["mps", "tpu", "gpu:0", ""])
+def test_a_device_that_is_not_supported_is_refused(name):
+    with pytest.raises(ValueError, match=r"is not supported: use auto, cpu, cuda or cuda:N"):
+        choose_device(name)
 
 
 @pytest.mark.gpu

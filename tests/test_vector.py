@@ -68,10 +68,29 @@ def test_state_dict_loads_into_a_plain_module():
     assert torch.equal(plain.eval()(x), model.module.eval()(x))
 
 
+class Masked(Tied):
+    """With a constant that is no part of its state, as masks and positions are kept."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mask", torch.ones(3), persistent=False)
+
+
+def test_state_dict_has_the_modules_keys_and_the_vector_under_each_name_of_a_tied_weight():
+    """The module itself holds another model: the last client's, after a round."""
+    model, plain = FlatModel(Masked()), Masked()
+    vector = torch.randn(model.layout.size)
+    model.load(torch.zeros(model.layout.size))
+    plain.load_state_dict(model.state_dict(vector))
+    assert torch.equal(plain.second.weight, vector[:9].view(3, 3))
+    assert torch.equal(plain.second.bias, vector[12:15])
+
+
 @pytest.mark.parametrize(
     ("module", "message"),
     [
         (nn.ReLU(), "no trainable parameter"),
+        (nn.Linear(2, 2, dtype=torch.complex64), "weight is torch.complex64, and only real"),
         (nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double()), "share one dtype"),
         (nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, momentum=None)), "1: BatchNorm with momentum=None"),
     ],

@@ -6,7 +6,7 @@ No client has an object of its own: client `c` is a range of rows, so a million 
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import pandas as pd
@@ -84,9 +84,16 @@ class Normalise:
     std: tuple[float, ...] = (1.0,)
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        scale = torch.tensor([1 / (255 * s) for s in self.std], device=inputs.device).view(-1, 1, 1)
-        shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)], device=inputs.device)
-        return inputs.float() * scale + shift.view(-1, 1, 1)
+        scale, shift = _scale_and_shift(tuple(self.mean), tuple(self.std), inputs.device)
+        return inputs.float() * scale + shift
+
+
+@lru_cache
+def _scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(channels, 1, 1) each; made once, since numbers on their way to a GPU make the host wait for it."""
+    scale = torch.tensor([1 / (255 * s) for s in std], device=device)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
+    return scale.view(-1, 1, 1), shift.view(-1, 1, 1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -44,12 +45,11 @@ class ResidentSplit:
         self.buffer = self.inputs.new_empty(0)
         self.upload: Upload | None = None
         self.ahead = ReadAhead(self.inputs)
-        if device.type == "cuda":
-            size = self.inputs.nbytes + self.targets.nbytes
-            if size <= torch.cuda.mem_get_info(device)[0] // 2:
-                self.inputs, self.targets = self.inputs.to(device), self.targets.to(device)
-            else:
-                self.upload = Upload(self.inputs, self.targets, device)
+        self.copy = _copy(split, device) if device.type == "cuda" else None
+        if self.copy is not None:
+            self.inputs, self.targets = self.copy.inputs, self.copy.targets
+        elif device.type == "cuda":
+            self.upload = Upload(self.inputs, self.targets, device)
 
     def samples_at_once(self, num_bytes: int) -> int:
         """Samples whose inputs take `num_bytes` in storage; at least one."""
@@ -87,6 +87,28 @@ class ResidentSplit:
             self.buffer = self.inputs.new_empty((len(rows), *self.inputs.shape[1:]))
         inputs = torch.index_select(self.inputs, 0, rows, out=self.buffer[: len(rows)])
         return self.preprocess(inputs), self.targets.index_select(0, rows)
+
+
+@dataclass(eq=False)
+class _Copy:
+    """The samples of a split on a device."""
+
+    inputs: Tensor
+    targets: Tensor
+
+
+_copies: WeakValueDictionary[tuple[Split, torch.device], _Copy] = WeakValueDictionary()
+
+
+def _copy(split: Split, device: torch.device) -> _Copy | None:
+    """The samples of a split on a GPU: one copy for all who gather them, as long as one of them lives.
+
+    None: they take more than half of its free memory.
+    """
+    found = _copies.get((split, device))
+    if found is None and split.inputs.nbytes + split.targets.nbytes <= torch.cuda.mem_get_info(device)[0] // 2:
+        found = _copies[split, device] = _Copy(split.inputs.to(device), split.targets.to(device))
+    return found
 
 
 @dataclass

@@ -19,6 +19,7 @@ from fedsim.config import LocalConfig
 from fedsim.data.cache import cache_root
 from fedsim.data.federated import FederatedDataset
 from fedsim.files import write_text
+from fedsim.memory import out_of_memory
 from fedsim.train.choice import Choice, threads_given
 from fedsim.train.footprint import budget_bytes
 from fedsim.train.trial import Trial, seconds_elsewhere
@@ -177,6 +178,11 @@ class Auto:
                         continue
                 except ValueError as error:  # the model cannot be batched
                     log.info(str(error))
+                    break
+                except RuntimeError as error:
+                    if not out_of_memory(error):
+                        raise
+                    log.info(f"trainer=auto ran out of memory with {n} slots")  # which libraries took for themselves
                     break
                 worse = worse + 1 if rows[-1] != min(rows) else 0
             best = min(rows)

@@ -90,22 +90,26 @@ def footprint(
     """
     batch, _, num_steps = count_steps(split.sizes[cohort], local)
     cohort = cohort[np.argsort(-split.sizes[cohort], kind="stable")]
-    peaks = []
+    peaks = {}
     trainer.expected_history = int(num_steps.max()) * batch
     try:
-        for n in (1, 2)[: min(2, len(cohort), trainer.num_slots)]:
-            plan = short_plan(split, cohort[:n], local, trainer, steps=1)
-            trainer.train(plan, broadcast, scale)  # traces and caches are made here
+        plans = {
+            n: short_plan(split, cohort[:n], local, trainer, steps=1)
+            for n in range(1, 1 + min(2, len(cohort), trainer.num_slots))
+        }
+        trainer.train(plans[1], broadcast, scale)  # traces and caches are made here
+        # two before one: slots that last from round to round are made anew for another number of them, and counted
+        for n in reversed(plans):
             with TensorMeter() as meter:
-                trainer.train(plan, broadcast, scale)
-            peaks.append(meter.peak)
+                trainer.train(plans[n], broadcast, scale)
+            peaks[n] = meter.peak
     finally:
         trainer.expected_history = 0
-    slot = max(0, peaks[-1] - peaks[0])
+    slot = max(0, peaks[2] - peaks[1]) if 2 in peaks else 0
     return Footprint(
         held=used_memory_bytes(broadcast.device),
-        fixed=peaks[0] - slot if len(peaks) > 1 else peaks[0],
-        slot=slot + trainer.history_bytes(int(num_steps.max()), batch) if len(peaks) > 1 else 0,
+        fixed=peaks[1] - slot,
+        slot=slot + trainer.history_bytes(int(num_steps.max()), batch) if 2 in peaks else 0,
         num_slots=min(trainer.num_slots, len(cohort)),
     )
 

@@ -5,6 +5,7 @@ is captured once for each form of a step, and then launched as a whole. It reads
 whatever changes from step to step is copied there first.
 """
 
+import weakref
 from collections.abc import Callable, Hashable
 from typing import Protocol
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fedsim.config import LocalConfig
+from fedsim.memory import out_of_memory
 from fedsim.train.slots import SlotState
 from fedsim.train.step import SerialStep
 
@@ -31,10 +33,11 @@ class Capture(Protocol):
 
 
 class CudaCapture:
-    """CUDA graphs that share one pool of memory: they run one after another."""
+    """CUDA graphs that share one pool of memory: they run one after another, and none reads what another has left."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.stream, self.pool = device, torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+        self.device, self.stream = device, torch.cuda.Stream(device)
+        self.alive: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
 
     def warm_up(self, run: Run) -> Tensor:
         current = torch.cuda.current_stream(self.device)
@@ -47,9 +50,15 @@ class CudaCapture:
 
     def capture(self, run: Run) -> Run:
         graph = torch.cuda.CUDAGraph()
-        # other threads may go on, such as the one that gathers the next samples into pinned memory
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+        # PyTorch refuses to capture into the pool of graphs that are all gone, if anything of it is still in use
+        pool = next((other.pool() for other in self.alive), None)
+        with (
+            torch.cuda.device(self.device),  # a capture begins by waiting for the current device
+            # other threads may go on, such as the one that gathers the next samples into pinned memory
+            torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"),
+        ):
             result = run()
+        self.alive.add(graph)
 
         def replay() -> Tensor:
             graph.replay()
@@ -77,12 +86,24 @@ class StepGraphs:
         Args:
             form: whatever makes the work different.
             run: reads and writes nothing but tensors that stay where they are.
+
+        Raises:
+            ValueError: the work cannot be captured: it waits for the device, or takes numbers from the host.
         """
         if form not in self.graphs:
             if form not in self.seen or len(self.graphs) == self.limit:
                 self.seen.add(form)
                 return self.how.warm_up(run)
-            self.graphs[form] = self.how.capture(run)
+            try:
+                self.graphs[form] = self.how.capture(run)
+            except RuntimeError as error:
+                if out_of_memory(error):
+                    raise
+                # what a capture leaves that was broken off is not certain, so nothing goes on without it
+                reason = str(error).split("\n")[0]
+                raise ValueError(
+                    f"a step of this model cannot be captured as a CUDA graph ({reason}): set trainer.cuda_graphs=false"
+                ) from error
         return self.graphs[form]()
 
 

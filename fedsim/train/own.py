@@ -15,6 +15,7 @@ from fedsim.denormals import flushed_denormals
 from fedsim.rng import forked_generators, torch_stream
 from fedsim.train.hooked import ClientMemory, HookedSlots
 from fedsim.train.plan import make_plan
+from fedsim.train.precision import products
 from fedsim.train.rows import SerialGradient
 from fedsim.train.step import is_stochastic
 from fedsim.vector import FlatModel
@@ -33,6 +34,8 @@ def own_models(
     seed: int,
 ) -> Iterator[tuple[int, Tensor]]:
     """Each client with its own model (P + Q,), which is valid until the next one; nothing that is kept changes.
+
+    Steps are taken in float32, whatever `trainer.precision` says.
 
     A client without training samples has nothing to learn from, and uses the global model with what it keeps.
 
@@ -73,7 +76,7 @@ def own_models(
         slots.begin(slice(0, 1), np.array([0]))
         if num_steps != 0 and sizes[client]:
             model.module.train()
-            with flushed_denormals(), forked_generators(stochastic) as reseed:
+            with flushed_denormals(), products("float32", model.device), forked_generators(stochastic) as reseed:
                 if stochastic:
                     reseed(torch_stream(seed, "dropout", plan.round, client).initial_seed())
                 counts = plan.counts[:, 0].tolist()

@@ -53,6 +53,21 @@ def test_the_announced_rows_are_read_before_they_are_asked_for(dataset):
     assert torch.equal(upload.ready[1].result(timeout=60)[1], dataset.train.targets[[7, 8]])
 
 
+def test_a_gpu_has_one_copy_of_a_split_as_long_as_somebody_gathers_from_it(dataset, monkeypatch):
+    """A device without memory of its own stands for the GPU: what is there cannot be read, only counted."""
+    free = dataset.train.inputs.nbytes + dataset.train.targets.nbytes
+    monkeypatch.setattr(resident.torch.cuda, "mem_get_info", lambda device: (2 * free, 0))
+    meta = torch.device("meta")
+    one, two = (resident._copy(dataset.train, meta) for _ in range(2))
+    assert one is two is not None
+    assert (one.inputs.device, one.targets.device) == (meta, meta)
+    assert list(resident._copies) == [(dataset.train, meta)]
+    del one, two
+    assert not resident._copies
+    monkeypatch.setattr(resident.torch.cuda, "mem_get_info", lambda device: (2 * free - 1, 0))
+    assert resident._copy(dataset.train, meta) is None
+
+
 @pytest.mark.gpu
 def test_samples_that_stay_on_the_host_reach_the_gpu(dataset, monkeypatch):
     if not torch.cuda.is_available():

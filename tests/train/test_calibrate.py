@@ -66,6 +66,21 @@ def test_a_long_run_measures_and_takes_the_fastest(make_dataset, monkeypatch, se
     assert {row["trainer"] for row in chosen.table} == {f"vectorized-{n}" if n else "serial" for n in measured}
 
 
+def test_a_trial_without_memory_is_not_chosen_and_other_errors_are_raised(make_dataset, monkeypatch):
+    raised = torch.OutOfMemoryError("CUDA out of memory")
+
+    def round_seconds(self, num_slots, num_threads):
+        if num_slots == 8:
+            raise raised
+        return 2.0 - num_slots / 4
+
+    monkeypatch.setattr(Trial, "round_seconds", round_seconds)
+    assert simulation(make_dataset(SIZES), Auto()).choice.num_slots == 4
+    raised = RuntimeError("something else")
+    with pytest.raises(RuntimeError, match="something else"):
+        simulation(make_dataset(SIZES), Auto(cache=False))
+
+
 def test_a_short_run_is_not_worth_measuring(make_dataset):
     found = simulation(make_dataset(SIZES), Auto(), rounds=1)
     assert (found.choice.num_slots, len(found.choice.table)) == (0, 1)

@@ -15,7 +15,7 @@ from fedsim.algorithms import fedprox
 from fedsim.config import LocalConfig, ScheduleConfig, ServerConfig
 from fedsim.models import convnet2, leaf_cnn, logistic
 from fedsim.simulation import Simulation
-from fedsim.train.graphs import GraphedSlots, GraphedStep, find_capture
+from fedsim.train.graphs import GraphedSlots, GraphedStep, StepGraphs, find_capture
 from fedsim.train.precision import products
 from fedsim.train.serial import SerialTrainer
 from fedsim.train.vectorized import VectorizedTrainer
@@ -103,6 +103,18 @@ def test_a_client_that_has_finished_is_not_moved_by_the_slots_beside_it(make_dat
     torch.testing.assert_close(graphed.server.vector, serial.server.vector, rtol=1e-5, atol=1e-6)
 
 
+def test_slots_that_last_are_part_of_the_prediction(make_dataset, monkeypatch):
+    """Slots of graphs stay from round to round: the second trial of as many would find them made."""
+    dataset = make_dataset(SIZES, shape=(1, 8, 8))
+    settings = {"server": ServerConfig(num_rounds=1, clients_per_round=7, evaluate_every=0), "local": LOCALS["rich"]}
+    trainer = partial(VectorizedTrainer, num_slots=3, factor=False)
+    plain = Simulation(dataset, logistic, trainer=trainer, device="cpu", **settings).footprint()
+    monkeypatch.setattr(vectorized_module, "find_capture", lambda *_, **__: Repeat())
+    graphed = Simulation(dataset, logistic, trainer=trainer, device="cpu", **settings).footprint()
+    assert plain.slot >= 2 * (64 * 4 + 4) * 4, "a model and its momentum"
+    assert graphed.slot >= plain.slot
+
+
 def test_graphs_are_refused_where_they_do_not_work(make_dataset):
     dataset = make_dataset(SIZES)
     with pytest.raises(ValueError, match=r"cuda_graphs=true does not work here, since the run is on the cpu"):
@@ -114,6 +126,30 @@ def test_graphs_are_refused_where_they_do_not_work(make_dataset):
         find_capture(True, cuda, plain=True, stochastic=True)
     assert find_capture(None, cuda, plain=False, stochastic=False) is None
     assert find_capture(False, cuda, plain=True, stochastic=False) is None
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected", "message"),
+    [
+        (
+            RuntimeError("operation not permitted\nwhen stream is capturing"),
+            ValueError,
+            r"captured .*\(operation not perm",
+        ),
+        (torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError, "out of memory"),
+    ],
+)
+def test_a_step_that_cannot_be_captured_names_the_setting(raised, expected, message):
+    """Out of memory stays what it is: the round is tried again with fewer slots."""
+
+    class Broken(Repeat):
+        def capture(self, run):
+            raise raised
+
+    graphs = StepGraphs(Broken())
+    assert graphs("form", lambda: torch.ones(1)).item() == 1.0
+    with pytest.raises(expected, match=message):
+        graphs("form", lambda: torch.ones(1))
 
 
 @pytest.mark.parametrize("algorithm", [None, fedprox(proximal_weight=0.1)])
@@ -176,11 +212,11 @@ def test_low_precision_under_graphs_is_near_float32(make_dataset, num_slots, pre
     assert (rough - exact).norm() < 0.03 * exact.norm()
 
 
-@pytest.mark.gpu
-def test_the_way_of_products_is_put_back():
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    before = torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
-    with products("tf32", torch.device("cuda")):
-        assert torch.backends.cudnn.conv.fp32_precision == "tf32"
-    assert (torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision) == before
+@pytest.mark.parametrize(("precision", "expected"), [("tf32", "tf32"), ("float32", "ieee"), ("bf16", "ieee")])
+def test_the_way_of_products_is_put_back(precision, expected):
+    """PyTorch keeps these settings without a GPU, too."""
+    places = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn
+    before = [place.fp32_precision for place in places]
+    with products(precision, torch.device("cuda")):
+        assert [place.fp32_precision for place in places] == [expected] * 3
+    assert [place.fp32_precision for place in places] == before
