@@ -139,6 +139,7 @@ def test_each_user_is_split_by_a_draw_of_its_own():
     everyone = Selection(names=["a", "b"], groups=(), samples=[np.arange(20), np.arange(20, 40)])
     train, _ = split_samples(everyone, Fraction(1, 2), 0, None)
     assert train.samples[0].tolist() != (train.samples[1] - 20).tolist()
+    assert all(own.tolist() == sorted(own) for own in train.samples), "samples keep their order"
 
 
 def test_k_keeps_users_with_at_least_so_many_samples(all_data, tmp_path):

@@ -277,4 +277,6 @@ def test_the_content_decides_the_hash():
     held = Iid(num_clients=4, holdout=Holdout(test_fraction=0.1)).partition(make_dataset("iid", TARGETS), 3)
     noisy = FeatureNoise(base=Iid(num_clients=4)).partition(make_dataset("iid", TARGETS), 3)
     louder = FeatureNoise(base=Iid(num_clients=4), variance=0.2).partition(make_dataset("iid", TARGETS), 3)
-    assert len({p.digest() for p in (first, held, noisy, louder)}) == 4
+    assert held.held_out is not None
+    others = replace(held, held_out=held.held_out[:, ::-1]), replace(held, held_out=None)  # validation, or training
+    assert len({p.digest() for p in (first, held, noisy, louder, *others)}) == 6
