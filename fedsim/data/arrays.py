@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.data.federated import FederatedDataset, Split, identity
-from fedsim.data.leaf import unit_floats
+from fedsim.data.deal.base import offsets_of
+from fedsim.data.federated import FederatedDataset, Split, identity, unit_floats
 from fedsim.rng import counter_hash
 
 _PIECE = 1 << 26  # bytes of inputs that are checked at once
@@ -133,7 +133,7 @@ def hold_out(num_samples: int, owners: np.ndarray | None, fraction: float, seed:
     train, test = by_owner[~is_test[by_owner]], by_owner[is_test[by_owner]]
     if owners is None:
         return Held(train, test, None, None)
-    return Held(train, test, _bounds(sizes - held), _bounds(held))
+    return Held(train, test, offsets_of(sizes - held), offsets_of(held))
 
 
 def held_out_sizes(sizes: np.ndarray, fraction: float) -> np.ndarray:
@@ -150,14 +150,10 @@ def check_fraction(fraction: float) -> None:
 
 def group(numbers: np.ndarray, num_clients: int) -> tuple[np.ndarray, np.ndarray | None]:
     """Offsets (C + 1,) and order (N,) of samples whose owners are numbered; order is None where they are sorted."""
-    offsets = _bounds(np.bincount(numbers, minlength=num_clients))
+    offsets = offsets_of(np.bincount(numbers, minlength=num_clients))
     if np.all(numbers[1:] >= numbers[:-1]):
         return offsets, None
     return offsets, np.argsort(numbers, kind="stable")
-
-
-def _bounds(sizes: np.ndarray) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
 
 def _checked(inputs: Any, targets: Any, which: str) -> tuple[np.ndarray, np.ndarray]:

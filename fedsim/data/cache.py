@@ -5,6 +5,7 @@ builder that is killed leaves a `.NAME.*.tmp` folder, which nobody reads, and wh
 it is a day old. Of two processes that build at once both finish, and the later one takes the earlier's cache.
 """
 
+import hashlib
 import json
 import mmap
 import os
@@ -35,6 +36,11 @@ def cache_root(cache_dir: str | Path | None = None) -> Path:
     if shared := os.environ.get("XDG_CACHE_HOME"):
         return Path(shared) / "fedsim"
     return Path.home() / ".cache" / "fedsim"
+
+
+def key_of(content: Any) -> str:
+    """The name of a cache's folder: 20 hexadecimal digits of all that it depends on, as JSON can hold it."""
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=10).hexdigest()
 
 
 def create_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.ndarray:

@@ -5,8 +5,6 @@ decoded once, into a packed cache: 4.2 GB at 84 x 84 pixels, memory-mapped.
 """
 
 import functools
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,9 @@ import numpy as np
 import torch
 
 from fedsim.data.arrays import check_fraction, hold_out
-from fedsim.data.cache import cache_root, create_array, packed
+from fedsim.data.cache import cache_root, key_of, packed
 from fedsim.data.federated import FederatedDataset, Normalise, Split
-from fedsim.data.images import Form, decode_all
+from fedsim.data.images import Form, pack_images
 
 FORMAT = 1  # of the packed arrays: raise it whenever what is packed changes
 # What torchvision wants to see; the photographs are in img_align_celeba/ beside them.
@@ -76,9 +74,8 @@ def celeba(
         raise ValueError(f"celeba: {missing} is missing: unpack img_align_celeba.zip anew beside it")
     names = {part: [file.name for file in files] for part, files in photographs.items()}
     content = [FORMAT, str(folder.resolve()), form.shape, names]
-    key = hashlib.blake2b(json.dumps(content).encode(), digest_size=10).hexdigest()
-    build = functools.partial(_pack, photographs=photographs, form=form)
-    arrays, _ = packed(cache_root(cache_dir) / "celeba" / key, build)
+    build = functools.partial(pack_images, files=photographs, form=form)
+    arrays, _ = packed(cache_root(cache_dir) / "celeba" / key_of(content), build)
     offsets = {"train": held.train_offsets, "test": held.test_offsets}
     splits = {
         part: Split(inputs=torch.from_numpy(arrays[part]), targets=labels[rows], offsets=offsets[part])
@@ -118,10 +115,3 @@ def _index(folder: Path, download: bool) -> Any:
         raise ValueError(
             f"celeba: the lists in {folder / 'celeba'} are damaged ({reason}): delete them and set data.download=true"
         ) from error
-
-
-def _pack(folder: Path, *, photographs: dict[str, list[Path]], form: Form) -> dict[str, Any]:
-    for part, files in photographs.items():
-        array = create_array(folder / f"{part}.npy", np.uint8, (len(files), *form.shape))
-        decode_all(files, form, array)
-    return {}

@@ -76,6 +76,11 @@ def identity(inputs: Tensor) -> Tensor:
     return inputs
 
 
+def unit_floats(inputs: Tensor) -> Tensor:
+    """uint8 (B, ...) to float32 (B, ...) in [0, 1]."""
+    return inputs.float() / 255
+
+
 @dataclass(frozen=True, kw_only=True)
 class Normalise:
     """uint8 images (B, channels, height, width) to float32: divided by 255, minus mean, over std, per channel."""

@@ -4,8 +4,6 @@ The images are decoded once, into a packed cache that is keyed by their names, s
 """
 
 import functools
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,9 +12,9 @@ import numpy as np
 import torch
 
 from fedsim.data.arrays import hold_out
-from fedsim.data.cache import cache_root, create_array, packed
+from fedsim.data.cache import cache_root, key_of, packed
 from fedsim.data.federated import FederatedDataset, Normalise, Split
-from fedsim.data.images import Form, decode_all, form_of
+from fedsim.data.images import form_of, pack_images
 
 FORMAT = 1  # of the packed arrays: raise it whenever what is packed changes
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
@@ -84,8 +82,8 @@ def folders(
         parts = {part: _take(whole, rows) for part, rows in (("train", held.train), ("test", held.test)) if len(rows)}
     form = form_of(parts["train"].files[0], size=image_size, channels=channels)
     content = [FORMAT, form.shape, form.resize, {part: _stamps(images) for part, images in parts.items()}]
-    key = hashlib.blake2b(json.dumps(content).encode(), digest_size=10).hexdigest()
-    arrays, _ = packed(cache_root(cache_dir) / "folders" / key, functools.partial(_pack, parts=parts, form=form))
+    build = functools.partial(pack_images, files={part: images.files for part, images in parts.items()}, form=form)
+    arrays, _ = packed(cache_root(cache_dir) / "folders" / key_of(content), build)
     splits = {
         part: Split(
             inputs=torch.from_numpy(arrays[part]),
@@ -141,10 +139,3 @@ def _take(images: _Images, rows: np.ndarray) -> _Images:
 def _stamps(images: _Images) -> list[list[Any]]:
     states = [file.stat() for file in images.files]
     return [[str(file), s.st_size, s.st_mtime_ns] for file, s in zip(images.files, states, strict=True)]
-
-
-def _pack(folder: Path, *, parts: dict[str, _Images], form: Form) -> dict[str, Any]:
-    for part, images in parts.items():
-        array = create_array(folder / f"{part}.npy", np.uint8, (len(images.files), *form.shape))
-        decode_all(images.files, form, array)
-    return {}

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from fedsim.data.cache import cache_root, create_array, packed
+from fedsim.data.deal.base import offsets_of
 from fedsim.data.federated import FederatedDataset, Normalise, Split
 from fedsim.data.letterforms import CHARACTERS, NUM_FORMS, TABLE, UNITS, tables
 from fedsim.rng import stream
@@ -97,7 +98,7 @@ def _draw_all(folder: Path, *, num_writers: int, seed: int, test_fraction: float
     held_out = np.clip(np.rint(counts * test_fraction).astype(np.int64), 1, counts - 1)
     inputs, targets, offsets, num_threads = {}, {}, {}, torch.get_num_threads()
     for part, sizes in {"test": held_out, "train": counts - held_out}.items():
-        offsets[part] = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        offsets[part] = offsets_of(sizes)
         total = int(sizes.sum())
         np.save(folder / f"{part}_offsets.npy", offsets[part])
         inputs[part] = create_array(folder / f"{part}_inputs.npy", np.uint8, (total, 1, SIDE, SIDE))

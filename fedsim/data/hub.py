@@ -5,8 +5,6 @@ are read as they are.
 """
 
 import functools
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedsim.data.arrays import from_arrays, hold_out
-from fedsim.data.cache import cache_root, create_array, packed
+from fedsim.data.cache import cache_root, create_array, key_of, packed
 from fedsim.data.federated import FederatedDataset, Normalise
 from fedsim.data.images import Form, decode_all, form_of
 
@@ -242,9 +240,8 @@ def _images(
     encoded = [encoded[part.table].select(part.rows) for part in parts]
     form = form_of(next(_files(encoded[0], column)), size=image_size, channels=channels)
     content = [FORMAT, column, form.shape, form.resize, [table._fingerprint for table in encoded]]
-    key = hashlib.blake2b(json.dumps(content).encode(), digest_size=10).hexdigest()
     build = functools.partial(_pack, tables=encoded, column=column, form=form)
-    arrays, _ = packed(cache_root(cache_dir) / "hub" / key, build)
+    arrays, _ = packed(cache_root(cache_dir) / "hub" / key_of(content), build)
     return form, [arrays[f"images_{number}"] for number in range(len(parts))]
 
 

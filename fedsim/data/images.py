@@ -2,14 +2,17 @@
 
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from fedsim.data.cache import create_array
 
 Source = Path | bytes
 _AT_ONCE = 512  # images whose files are in memory together
@@ -106,6 +109,17 @@ def decode_all(sources: Iterable[Source], form: Form, out: np.ndarray) -> None:
             list(pool.map(put, range(start, start + len(some)), some))
             start += len(some)
     assert start == len(out)
+
+
+def pack_images(folder: Path, *, files: Mapping[str, Sequence[Path]], form: Form) -> dict[str, Any]:
+    """Decode the files of each part into `PART.npy` in `folder`, for `fedsim.data.cache.packed`.
+
+    Raises:
+        ValueError: as `decode_all`.
+    """
+    for part, sources in files.items():
+        decode_all(sources, form, create_array(folder / f"{part}.npy", np.uint8, (len(sources), *form.shape)))
+    return {}
 
 
 def _open(source: Source) -> Image.Image:

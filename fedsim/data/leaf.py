@@ -21,21 +21,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.data.cache import cache_root, packed
-from fedsim.data.federated import FederatedDataset, Split, identity
+from fedsim.data.cache import cache_root, key_of, packed
+from fedsim.data.deal.base import offsets_of
+from fedsim.data.federated import FederatedDataset, Split, identity, unit_floats
 from fedsim.data.leaf_json import split_files
 from fedsim.data.leaf_numbers import Numbers
-from fedsim.data.leaf_pack import FORMAT, Recipe, offsets_of, pack, stamp
+from fedsim.data.leaf_pack import FORMAT, Recipe, pack, stamp
 from fedsim.files import write_text
 from fedsim.rng import stream
 
 _LOG = logging.getLogger(__name__)
 _STAMPS = "files.json"
-
-
-def unit_floats(inputs: Tensor) -> Tensor:
-    """uint8 (B, ...) to float32 (B, ...) in [0, 1]."""
-    return inputs.float() / 255
 
 
 def read_leaf(
@@ -109,8 +105,7 @@ def open_leaf(
     files = split_files(root)
     home = _home(root, cache_dir)
     content = [FORMAT, recipe.key, _digests(root, files, home / _STAMPS)]
-    key = hashlib.blake2b(json.dumps(content).encode(), digest_size=10).hexdigest()
-    arrays, meta = packed(home / key, lambda folder: pack(files, folder, recipe))
+    arrays, meta = packed(home / key_of(content), lambda folder: pack(files, folder, recipe))
     splits = {split: packed_split(arrays, split) for split in files}
     notes = []
     if meta["left_out"]:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.data.federated import FederatedDataset
-from fedsim.data.leaf import leaf_folder, open_leaf, unit_floats
+from fedsim.data.federated import FederatedDataset, unit_floats
+from fedsim.data.leaf import leaf_folder, open_leaf
 from fedsim.data.leaf_json import LeafUser
 from fedsim.data.leaf_numbers import class_targets
 from fedsim.data.leaf_pack import Encoding, Files

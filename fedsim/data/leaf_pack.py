@@ -1,11 +1,11 @@
 """LEAF users packed into .npy arrays as the JSON streams by.
 
-What a set's x and y mean is its recipe's business (`leaf_numbers`, `leaf_text`, `celeba`). Memory holds one user's
+What a set's x and y mean is its recipe's business (`leaf_numbers`, `leaf_text`, `leaf_celeba`). Memory holds one user's
 samples and two integers for every user; the rest goes straight to the disk.
 """
 
 import contextlib
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike
 
+from fedsim.data.deal.base import offsets_of
 from fedsim.data.leaf_json import LeafUser, read_split
 
 FORMAT = 2  # of the packed arrays: raise it whenever what is packed changes
@@ -57,11 +58,6 @@ def stamp(path: Path) -> tuple[int, int]:
     """Size and time of the last change, in nanoseconds."""
     state = path.stat()
     return state.st_size, state.st_mtime_ns
-
-
-def offsets_of(sizes: Sequence[int] | np.ndarray) -> np.ndarray:
-    """(C,) sizes to (C + 1,) int64 bounds."""
-    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
 
 def pack(files: Files, folder: Path, recipe: Recipe) -> dict[str, Any]:

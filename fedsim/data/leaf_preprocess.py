@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from fedsim.data.deal.base import offsets_of
 from fedsim.data.leaf_json import read_split, read_user
-from fedsim.data.leaf_pack import offsets_of
 from fedsim.data.leaf_sample import (
     Selection,
     all_samples,

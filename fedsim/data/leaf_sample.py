@@ -15,7 +15,7 @@ from math import floor
 
 import numpy as np
 
-from fedsim.data.leaf_pack import offsets_of
+from fedsim.data.deal.base import even_bounds, offsets_of
 from fedsim.data.plays import split_in_time
 from fedsim.rng import stream
 
@@ -95,8 +95,7 @@ def sample_iid(everyone: Selection, fraction: Fraction, user_fraction: Fraction,
         raise ValueError(f"{quota} samples are too few for {num_users} users: raise --sf or lower --iu")
     pool = np.concatenate(everyone.samples)
     drawn = pool[stream(seed, "leaf_sample").permutation(len(pool))[:quota]]
-    bounds = np.arange(num_users + 1) * quota // num_users
-    samples = [np.sort(drawn[start:stop]) for start, stop in pairwise(bounds.tolist())]
+    samples = [np.sort(drawn[start:stop]) for start, stop in pairwise(even_bounds(quota, num_users).tolist())]
     return Selection(names=[str(i) for i in range(num_users)], groups=(), samples=samples)
 
 

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.data.leaf_pack import growing, offsets_of
+from fedsim.data.deal.base import offsets_of
+from fedsim.data.leaf_pack import growing
 from fedsim.data.text import encode_characters
 
 WINDOW = 80

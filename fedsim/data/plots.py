@@ -11,7 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import (
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    PercentFormatter,
+    StrMethodFormatter,
+)
 
 from fedsim.data.outline import MAX_COLUMNS as MAX_BARS
 from fedsim.data.outline import group_clients
@@ -101,10 +108,11 @@ def size_histogram(sizes: np.ndarray, title: str = "") -> Figure:
         bins = np.arange(low, high + 2) - 0.5
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=_STEPS))
     elif low > 0 and high > 30 * low:
-        # Whole numbers: a bin that is narrower than one would be empty or not by chance.
-        bins = np.unique(np.floor(np.geomspace(low, high + 1, num_bins + 1))) - 0.5
+        bins = _doubling_bins(low, high, num_bins) - 0.5
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 3000 * low else (1,)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 1 else ""))
     else:
         bins = np.linspace(low - 0.5, high + 0.5, num_bins + 1)
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
@@ -122,6 +130,18 @@ def size_histogram(sizes: np.ndarray, title: str = "") -> Figure:
     axes.set_xlabel("samples of a client")
     axes.set_ylabel("clients")
     return figure
+
+
+def _doubling_bins(low: int, high: int, num_bins: int) -> np.ndarray:
+    """(n + 1,) whole bounds of at most about `num_bins` bins from `low` to beyond `high`, each as wide as its place.
+
+    Sizes are whole numbers: a bin of two of them beside a bin of one would stand twice as high for that alone. So
+    bounds double, and only where `low` is so large that rounding does not show are there bounds between.
+    """
+    doublings = np.log2((high + 1) / low)
+    between = int(np.clip(min(low // 7, num_bins / doublings), 1, 8))
+    count = int(np.ceil(doublings * between))
+    return np.rint(low * 2 ** (np.arange(count + 1) / between))
 
 
 def class_colours(num_classes: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedsim.data.deal.base import offsets_of
 from fedsim.data.federated import FederatedDataset, Split
 
 _TARGET = "fedsim.data.remote.remote"
@@ -41,7 +42,7 @@ def held_elsewhere(
     All their samples are one row of zeros, which nobody must train on.
     """
     blank = torch.zeros((1, *input_shape), dtype=_TOKENS if tokens else torch.float32)
-    offsets = np.append(0, np.cumsum(sizes)).astype(np.int64)
+    offsets = offsets_of(sizes)
     train = Split(
         inputs=blank,
         targets=torch.zeros(1, dtype=torch.int64),
@@ -70,7 +71,7 @@ def among(dataset: FederatedDataset, index: np.ndarray, num_clients: int) -> Fed
         sizes = np.zeros(num_clients, np.int64)
         sizes[index] = split.sizes
         rows = [split.rows(c) for c in np.argsort(index).tolist()]
-        return replace(split, offsets=np.append(0, np.cumsum(sizes)), order=np.concatenate(rows))
+        return replace(split, offsets=offsets_of(sizes), order=np.concatenate(rows))
 
     train = moved(dataset.train)
     assert train is not None

@@ -4,13 +4,11 @@ McMahan et al. (2017) made it of the Complete Works; LEAF (Caldas et al. 2018) k
 characters, and a vocabulary of 80 characters.
 """
 
-import hashlib
-import json
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
-from fedsim.data.cache import cache_root, packed
+from fedsim.data.cache import cache_root, key_of, packed
 from fedsim.data.federated import FederatedDataset
 from fedsim.data.leaf import keep_clients, leaf_folder, open_leaf, packed_split
 from fedsim.data.leaf_pack import FORMAT
@@ -97,8 +95,7 @@ def _holds_plays(path: Path) -> bool:
 
 def _from_roles(roles: list[Role], train_fraction: Fraction, cache_dir: str | None, *, source: str) -> FederatedDataset:
     content = [FORMAT, str(train_fraction), [(role.play, role.name, role.text) for role in roles]]
-    key = hashlib.blake2b(json.dumps(content).encode(), digest_size=10).hexdigest()
-    folder = cache_root(cache_dir) / "plays" / key
+    folder = cache_root(cache_dir) / "plays" / key_of(content)
     arrays, meta = packed(folder, lambda folder: pack_roles(roles, folder, train_fraction))
     notes = _unknown(meta["unknown"])
     if meta["left_out"]:

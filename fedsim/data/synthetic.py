@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from fedsim.data.arrays import check_fraction, held_out_sizes
+from fedsim.data.deal.base import offsets_of
 from fedsim.data.federated import FederatedDataset, Split
 from fedsim.rng import stream
 
@@ -163,7 +164,7 @@ def fcube(*, num_samples: int = 4000, num_test: int = 1000, seed: int = 0) -> Fe
 
     return FederatedDataset(
         name="fcube",
-        train=split(train, _bounds(np.bincount(client))),
+        train=split(train, offsets_of(np.bincount(client))),
         test=split(test, None) if num_test else None,
         client_ids=list(FCUBE_OCTANTS),
         num_classes=2,
@@ -194,7 +195,7 @@ def _inputs(rng: np.random.Generator, means: np.ndarray, sizes: np.ndarray) -> n
 def _labels(inputs: np.ndarray, weights: np.ndarray, sizes: np.ndarray, noise: np.ndarray | None = None) -> np.ndarray:
     """(N,) int64: argmax of [1, x] weights[k] (+ noise) for (C, d + 1, classes) weights; softmax keeps the argmax."""
     logits = np.empty((len(inputs), weights.shape[2]))
-    bounds = _bounds(sizes)
+    bounds = offsets_of(sizes)
     for client, own in enumerate(weights):
         rows = slice(bounds[client], bounds[client + 1])
         np.matmul(inputs[rows].astype(np.float64), own[1:], out=logits[rows])
@@ -210,12 +211,12 @@ def _dataset(
     """Clients one after another; the first of their independent samples are held out."""
     check_fraction(test_fraction)
     held = held_out_sizes(sizes, test_fraction)
-    place = np.arange(len(inputs)) - np.repeat(_bounds(sizes)[:-1], sizes)
+    place = np.arange(len(inputs)) - np.repeat(offsets_of(sizes)[:-1], sizes)
     is_test = place < np.repeat(held, sizes)
 
     def split(rows: np.ndarray, own: np.ndarray) -> Split:
         kept = torch.from_numpy(inputs[rows]), torch.from_numpy(targets[rows])
-        return Split(inputs=kept[0], targets=kept[1], offsets=_bounds(own))
+        return Split(inputs=kept[0], targets=kept[1], offsets=offsets_of(own))
 
     return FederatedDataset(
         name=name,
@@ -225,7 +226,3 @@ def _dataset(
         num_classes=num_classes,
         source="generated",
     )
-
-
-def _bounds(sizes: np.ndarray) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from fedsim.data import folders as folders_module
 from fedsim.data.folders import folders
 
 WriteFolders = Callable[[Path], None]
@@ -76,7 +75,7 @@ def test_images_are_decoded_once_until_they_change(
     options = {"root": str(tmp_path / "images"), "cache_dir": str(tmp_path / "cache")}
     first = folders(**options)
     with monkeypatch.context() as patch:
-        patch.setattr(folders_module, "decode_all", None)
+        patch.setattr("fedsim.data.images.decode_all", None)
         assert folders(**options).fingerprint() == first.fingerprint()
     Image.new("RGB", (6, 5)).save(tmp_path / "images" / "ann" / "circle" / "0.png")
     assert folders(**options).fingerprint() != first.fingerprint()

@@ -120,6 +120,28 @@ def test_iid_samples_are_equally_likely():
     assert np.abs(counts - 500).max() < 5 * np.sqrt(2000 * 0.25 * 0.75)
 
 
+def test_a_quota_that_ends_with_a_user_needs_no_further_one():
+    everyone = Selection(names=list("abcd"), groups=(), samples=[np.arange(5 * u, 5 * u + 5) for u in range(4)])
+    assert sample_niid(everyone, Fraction(1, 2), 0, in_time=False).sizes.tolist() == [5, 5]
+
+
+def test_the_defaults_are_leafs(all_data, tmp_path):
+    # a tenth of the samples; one user in a hundred; nine tenths for training
+    assert leaf_preprocess(all_data, tmp_path / "niid", sampling="niid").samples == {"all_data": TOTAL // 10}
+    many = {f"u{u:03d}": {"x": [[u, i] for i in range(4)], "y": [0, 1, 2, 0]} for u in range(300)}
+    write(tmp_path / "many" / "all_data" / "a.json", many)
+    assert leaf_preprocess(tmp_path / "many", tmp_path / "iid", sampling="iid").users == {"all_data": 3}
+    report = leaf_preprocess(tmp_path / "many", tmp_path / "users", split="user")
+    assert report.users == {"train": 270, "test": 30}
+
+
+def test_each_user_is_split_by_a_draw_of_its_own():
+    everyone = Selection(names=["a", "b"], groups=(), samples=[np.arange(20), np.arange(20, 40)])
+    train, _ = split_samples(everyone, Fraction(1, 2), 0, None)
+    assert train.samples[0].tolist() != (train.samples[1] - 20).tolist()
+    assert all(own.tolist() == sorted(own) for own in train.samples), "samples keep their order"
+
+
 def test_k_keeps_users_with_at_least_so_many_samples(all_data, tmp_path):
     leaf_preprocess(all_data, tmp_path / "out", min_samples=10)
     users = load(tmp_path / "out" / "all_data")
@@ -154,6 +176,11 @@ def test_t_user_splits_the_users(all_data, tmp_path, fraction):
     for user, data in {**train, **test}.items():
         assert [i for _, i in data["x"]] == list(range(SIZES[user]))
         assert data["group"] == f"group_{user}"
+    drawn = set()
+    for seed in range(5):
+        leaf_preprocess(all_data, tmp_path / str(seed), split="user", train_fraction=fraction, split_seed=seed)
+        drawn.add(tuple(load(tmp_path / str(seed) / "train")))
+    assert len(drawn) > 1
 
 
 def test_a_sample_that_stands_twice_is_in_one_split_only(tmp_path):
@@ -167,6 +194,9 @@ def test_a_sample_that_stands_twice_is_in_one_split_only(tmp_path):
         train, test = load(folder / "train"), load(folder / "test")
         assert set(samples(train)).isdisjoint(samples(test))
         assert (report.num_repeated, report.samples) == (1, {"train": 15, "test": 15})
+    # an image that has another label the second time is another sample
+    write(tmp_path / "labels" / "a.json", {"dora": {"x": [[1], [1]], "y": [0, 1]}})
+    assert leaf_preprocess(tmp_path / "labels", tmp_path / "out").num_repeated == 0
 
 
 def test_the_steps_follow_each_other(all_data, tmp_path):

@@ -2,8 +2,18 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fedsim.data.plots import MAX_BARS, class_bars, class_colours, class_map, group_clients, size_histogram
+from fedsim.data.plots import (
+    MAX_BARS,
+    _doubling_bins,
+    class_bars,
+    class_colours,
+    class_map,
+    group_clients,
+    size_histogram,
+)
 
 
 def test_bars_are_stacked_to_the_clients_sizes():
@@ -68,6 +78,19 @@ def test_the_histogram_counts_every_client(sizes):
     assert sum(bar.get_height() for bar in axes.patches) == len(sizes)
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == [f"mean {sizes.mean():,.1f}", f"median {np.median(sizes):,.0f}"]
+
+
+@given(st.integers(1, 400), st.integers(31, 10**6), st.integers(8, 40))
+def test_logarithmic_bins_are_as_wide_as_their_place(low, times, num_bins):
+    # else two neighbours differ in height for their widths alone, as a bin of {8, 9} beside one of {10} does
+    high = times * low
+    bounds = _doubling_bins(low, high, num_bins)
+    assert bounds[0] == low
+    assert bounds[-1] > high
+    np.testing.assert_array_equal(bounds, np.rint(bounds))
+    widths = np.diff(bounds) / bounds[:-1]
+    assert np.ptp(widths) <= 0.22 * widths.mean()  # bounds are rounded, and where they double they are exact
+    assert len(widths) <= max(num_bins, np.log2(times) + 1) + 1
 
 
 @pytest.mark.parametrize("number", [1, 10, 20, 62, 100])

@@ -1,5 +1,6 @@
 """What all deals share: their result, integer bounds, fast stable sorts, and the check of class labels."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
 
 
-def offsets_of(sizes: np.ndarray) -> np.ndarray:
+def offsets_of(sizes: Sequence[int] | np.ndarray) -> np.ndarray:
     """(C + 1,) int64: 0, and the running sums of (C,) sizes."""
     return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
 

@@ -26,7 +26,8 @@ class Partition:
         num_samples: rows of the training split, owned or not (N).
         recipe: the recipe's name under "name", and its options.
         seed: None where the partition is not random.
-        facts: what the construction has to report: for dirichlet `num_tries` and `num_moved`.
+        facts: what the construction has to report (`fedsim.data.deal`): for dirichlet `num_tries` and `num_moved`,
+            where sizes follow a law `num_raised`, where samples are unused `num_left_out`.
         dataset: name and fingerprint of the dataset that it was made for; None: unknown.
         held_out: (C, 2) int64: how many samples at the end of each client's range are for validation, and after
             them for test. None: all are for training.

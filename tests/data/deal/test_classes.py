@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim.data.deal import dirichlet_sized, label_skew, pathological, shards
+from fedsim.data.deal import LogNormal, dirichlet, dirichlet_sized, label_skew, pathological, shards
+from fedsim.data.deal.class_shares import _repair
 from fedsim.rng import stream
 
 
@@ -124,6 +125,69 @@ def test_a_class_with_fewer_samples_than_holders_is_refused():
         label_skew(targets, 5, stream(0, "x"), classes_per_client=2)
 
 
+@pytest.mark.parametrize(
+    ("rule", "options"),
+    [
+        (dirichlet, {"alpha": 1e9, "min_samples": 1}),
+        (dirichlet_sized, {"alpha": 1e9}),
+        (label_skew, {"classes_per_client": 1}),
+        (pathological, {"classes_per_client": 1}),
+    ],
+)
+def test_which_samples_of_a_class_a_client_gets_is_chance(rule, options):
+    # half of 400 samples of one class: of the first 200 about 100, with a deviation of sqrt(200 / 8) = 5
+    deal = rule(np.zeros(400, dtype=np.int64), 2, stream(0, "x"), **options)
+    assert 70 < (deal.order[: deal.offsets[1]] < 200).sum() < 130
+
+
+def test_who_gets_the_larger_part_of_a_class_is_chance():
+    sizes = [np.diff(label_skew(np.zeros(3, int), 2, stream(s, "x"), classes_per_client=1).offsets) for s in range(40)]
+    assert {tuple(s) for s in sizes} == {(1, 2), (2, 1)}
+
+
+def test_pathological_neighbours_are_strangers():
+    # a pair of clients shares out an order of ten classes; were the pair neighbours, they would never share a class
+    targets = np.repeat(np.arange(10), 40)
+    counts = [counts_of(pathological(targets, 20, stream(s, "x"), classes_per_client=5), targets) for s in range(20)]
+    assert any((c[0] * c[1]).any() for c in counts)
+
+
+# Dirichlet shares
+
+
+def test_classes_are_cut_where_the_paper_cuts_them():
+    # one class, so that all clients have room: floor(103 cumsum(p)), the last one at 103
+    compared = 0
+    for seed in range(30):
+        p = stream(seed, "x").dirichlet(np.full(4, 1.0))
+        cuts = np.append(np.floor(np.cumsum(p)[:-1] * 103), 103)
+        if np.diff(cuts, prepend=0).min() >= 1:  # else it is tried again
+            deal = dirichlet(np.zeros(103, int), 4, stream(seed, "x"), alpha=1.0, min_samples=1)
+            assert deal.offsets[1:].tolist() == cuts.tolist()
+            compared += 1
+    assert compared > 10
+
+
+def test_a_client_with_an_equal_share_of_all_is_full():
+    # a tiny alpha gives a class to one client, who has N / C samples then: the other class goes to the other client
+    for seed in range(20):
+        deal = dirichlet(np.repeat([0, 1], 10), 2, stream(seed, "x"), alpha=1e-9, min_samples=1)
+        assert np.diff(deal.offsets).tolist() == [10, 10]
+        assert deal.facts["num_tries"] == 1
+
+
+def test_the_repair_takes_from_the_largest_any_of_their_samples_for_anyone():
+    owners = np.repeat([0, 1, 2], [50, 50, 12])
+    _repair(owners, np.array([50, 50, 12, 0, 0]), 10, stream(0, "x"))
+    assert np.bincount(owners).tolist() == [40, 40, 12, 10, 10]
+    for donor in range(2):
+        given = np.flatnonzero(owners[donor * 50 : donor * 50 + 50] != donor)
+        assert given.min() < 20 < 30 <= given.max(), "samples from one end of the donor's"
+    for receiver in (3, 4):
+        got = np.flatnonzero(owners == receiver)
+        assert set(got // 50) == {0, 1}, "samples of one donor alone"
+
+
 # Dirichlet mixes
 
 
@@ -159,11 +223,19 @@ def test_dirichlet_sized_has_the_mixes_of_its_law_where_classes_do_not_run_out()
     assert counts.var(0) == pytest.approx([27.5] * 4, rel=0.1)
 
 
-def test_smaller_alpha_makes_balanced_clients_more_different():
+def test_a_scarce_class_goes_to_any_of_its_askers():
+    # 40 clients of 10 ask for 200 of a class of 100: the first 20 clients get 50, with a deviation of about 4
+    targets = np.repeat([0, 1], [100, 300])
+    counts = counts_of(dirichlet_sized(targets, 40, stream(0, "x"), alpha=1e9), targets)
+    assert 25 < counts[:20, 0].sum() < 75
+
+
+@pytest.mark.parametrize("sizes", [None, LogNormal(sigma=0.5)])
+def test_smaller_alpha_makes_clients_of_given_sizes_more_different(sizes):
     targets = np.random.default_rng(0).integers(0, 10, 5000)
 
     def mean(alpha):
-        deals = [dirichlet_sized(targets, 10, stream(s, "p"), alpha=alpha) for s in range(5)]
+        deals = [dirichlet_sized(targets, 10, stream(s, "p"), alpha=alpha, sizes=sizes) for s in range(5)]
         return np.mean([heterogeneity(counts_of(deal, targets)) for deal in deals])
 
     means = [mean(alpha) for alpha in (0.01, 0.1, 1.0, 100.0)]

@@ -50,6 +50,15 @@ def test_octants_are_those_of_niid_bench(num_clients):
     assert all(np.ptp(sizes[pair::4]) <= 1 for pair in range(4))
 
 
+def test_zero_counts_as_negative_and_clients_share_octants_at_random():
+    signs = np.array([[1, 1, 1], [1, 1, -1], [1, -1, 1], [1, -1, -1]])
+    deal = octants(np.concatenate([signs, [[0, 1, 1]]]), 4, stream(0, "x"))
+    assert sorted(deal.order[deal.offsets[3] :]) == [3, 4]  # {+--, -++}
+    shared = octants(np.tile(signs, (100, 1)), 8, stream(0, "x"))
+    # client 0 has half of the 100 points of its octants: of the first half about 25, with a deviation of 2.5
+    assert 12 < (shared.order[: shared.offsets[1]] < 200).sum() < 38
+
+
 @pytest.mark.parametrize(
     ("points", "num_clients", "message"),
     [

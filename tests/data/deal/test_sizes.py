@@ -1,15 +1,20 @@
 """Sizes: whole numbers that add up, at least the least, in the proportions of their law."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.data.deal import DirichletSizes, Exponential, LogNormal, Power, iid
 from fedsim.data.deal.base import stable_argsort
 from fedsim.data.deal.sizes import apportion, client_sizes
+from fedsim.data.federated import FederatedDataset, Split
+from fedsim.data.heterogeneity import gini
+from fedsim.data.partition import Iid
 from fedsim.rng import stream
 
 LAWS = {
@@ -73,6 +78,25 @@ def test_dirichlet_sizes_have_the_variance_of_their_law():
     shares = np.stack([sizes_of(DirichletSizes(alpha=2.0), 10**6, 50, seed) for seed in range(400)]) / 10**6
     expected = 49 / (50**2 * 101)
     assert shares.var() == pytest.approx(expected, rel=0.05)
+
+
+def test_smaller_alpha_makes_sizes_more_unequal():
+    ginis = [
+        np.mean([gini(sizes_of(DirichletSizes(alpha=alpha), 10_000, 20, seed)) for seed in range(20)])
+        for alpha in (0.01, 0.1, 1.0, 100.0)
+    ]
+    assert all(a > b + 0.05 for a, b in pairwise(ginis)), ginis
+
+
+def test_what_was_raised_is_counted_and_noted():
+    # quotas of 40: 4/3, 16/3, 12, 64/3; the first is raised to 2
+    facts = client_sizes(Power(exponent=2.0, min_samples=2), 40, 4, stream(0, "x"), recipe="iid")[1]
+    assert facts == {"num_raised": 1}
+    train = Split(inputs=torch.zeros(40, 1), targets=torch.zeros(40, dtype=torch.int64))
+    dataset = FederatedDataset(name="toy", train=train, num_classes=1)
+    owned = Iid(num_clients=4, sizes=Power(exponent=2.0, min_samples=2))(dataset, 0)
+    assert owned.notes[0].startswith("partition=iid: 1 of 4 clients would have fewer than partition.sizes.min_samples")
+    assert client_sizes(Power(exponent=2.0), 300, 4, stream(0, "x"), recipe="iid")[1] == {}
 
 
 def test_given_sizes_are_dealt_and_what_they_leave_is_counted():

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -246,10 +247,36 @@ def test_settings_are_checked_where_they_are_made(make, message):
         make()
 
 
+def test_groups_of_natural_clients_keep_names_order_and_hierarchies():
+    dataset = make_dataset("grouped_natural", np.zeros(12, int), [2, 3, 1, 4, 2])
+    dataset = replace(dataset, groups=["p", "p", "q", "q", "q"])
+    neighbours = GroupedNatural(num_clients=2, shuffle=False)(dataset, 0)  # w0 and w1, then w2, w3 and w4
+    assert (neighbours.client_ids, neighbours.groups) == (["w0+1", "w2+2"], ["p", "q"])
+    assert [neighbours.train.rows(c).tolist() for c in range(2)] == [list(range(5)), list(range(5, 12))]
+    assert GroupedNatural(num_clients=1, shuffle=False)(dataset, 0).groups == []  # one client of both
+    assert Natural(num_clients=4)(dataset, 0).groups == [
+        dataset.groups[dataset.client_ids.index(name)] for name in Natural(num_clients=4)(dataset, 0).client_ids
+    ]
+    groups = {tuple(GroupedNatural(num_clients=2).partition(dataset, seed).members.tolist()) for seed in range(20)}
+    assert len(groups) > 5  # drawn at random; the data's order within each
+    assert all(list(members) == sorted(members[:2]) + sorted(members[2:]) for members in groups)
+
+
+def test_validation_samples_of_former_clients_are_left_and_noted():
+    dataset = make_dataset("natural", np.zeros(12, int), [6, 6])
+    dataset = replace(dataset, validation=dataset.train)
+    owned = Iid(num_clients=3)(dataset, 0)
+    assert owned.validation is None
+    assert owned.notes == ("12 validation samples of the former clients are not used",)
+    assert Natural(num_clients=1)(dataset, 0).validation.sizes.tolist() == [6]
+
+
 def test_the_content_decides_the_hash():
     first = Iid(num_clients=4).partition(make_dataset("iid", TARGETS), 3)
     assert isinstance(first, Partition)
     held = Iid(num_clients=4, holdout=Holdout(test_fraction=0.1)).partition(make_dataset("iid", TARGETS), 3)
     noisy = FeatureNoise(base=Iid(num_clients=4)).partition(make_dataset("iid", TARGETS), 3)
     louder = FeatureNoise(base=Iid(num_clients=4), variance=0.2).partition(make_dataset("iid", TARGETS), 3)
-    assert len({p.digest() for p in (first, held, noisy, louder)}) == 4
+    assert held.held_out is not None
+    others = replace(held, held_out=held.held_out[:, ::-1]), replace(held, held_out=None)  # validation, or training
+    assert len({p.digest() for p in (first, held, noisy, louder, *others)}) == 6
