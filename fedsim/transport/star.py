@@ -7,6 +7,7 @@ a round among them. All that happens on the links arrives in one queue, which th
 import logging
 import queue
 import socket
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -64,6 +65,7 @@ class Star:
         self.expected, self.on_workers = expected, on_workers
         self.children: list[Child] = []
         self.links: list[Link] = []  # to the children, and to nodes that are being checked
+        self.lock = threading.Lock()  # of `links`: each node is let in by a thread of its own
         self.events: queue.Queue[tuple[Child, Message | Lost | None]] = queue.Queue()
         self.num_shares = 0
         self.door = Door(listener, secret=secret, timeout=timeout, welcome=self._admit)
@@ -138,7 +140,8 @@ class Star:
     def close(self) -> None:
         """Tell the children that the run has ended, and give the port back."""
         self.door.close()
-        links, self.links = self.links, []
+        with self.lock:
+            links, self.links = self.links, []
         for link in links:
             link.close(Message(kind="end"))
         deadline = time.monotonic() + _FAREWELL
@@ -151,7 +154,11 @@ class Star:
 
     def _admit(self, link: Link, about: dict[str, Any]) -> None:
         """The connection check: nothing is trained before both sides agree on what."""
-        self.links = [known for known in self.links if not known.lost] + [link]
+        with self.lock:
+            if not self.door.open:  # the run has ended meanwhile
+                link.close(Message(kind="end"))
+                return
+            self.links = [known for known in self.links if not known.lost] + [link]
         refusal = self.identity.objection(about.get("claims"), str(about.get("version")))
         ready: Message | Lost | None = None
         if refusal is None:
