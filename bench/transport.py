@@ -6,7 +6,7 @@ one client a worker, and of 16. `training`: rounds of FEMNIST's CNN (6.6M parame
 trainer, one thread a process) in one process, in N workers, and, as the ceiling of these, in N processes that train the
 same parts of the cohort and exchange nothing. The ways take turns, round by round, because a shared machine is now
 faster, now slower: a speed-up is the median of the ratios within single rounds, here with the lowest and the highest.
-One process and the workers must end in the same bits.
+One process and the workers must end in the same bits. `peak_mib` is the resident peak of the largest process.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from fedsim.transport.worker import Built, Worker
 
 SECRET = b"0123456789abcdef"
 COLUMNS = ("what", "workers", "ms_a_round", "ms_a_worker", "bytes_up", "bytes_up_16")
-COLUMNS += ("s_a_round", "speed_up", "lowest", "highest", "of_ceiling")
+COLUMNS += ("s_a_round", "speed_up", "lowest", "highest", "of_ceiling", "peak_mib")
 
 
 class Idle:
@@ -91,19 +91,25 @@ def serve(address: str, i: int, trains: bool) -> None:
 
 
 @contextmanager
-def served(star: Star, num_workers: int, *, trains: bool) -> Iterator[None]:
-    """The star with its workers, which end with it."""
+def served(star: Star, num_workers: int, *, trains: bool) -> Iterator[list[Any]]:
+    """The star with its workers, which end with it; gives their processes."""
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=serve, args=(star.address, i, trains)) for i in range(num_workers)]
     try:
         for worker in workers:
             worker.start()
         star.gather()
-        yield
+        yield workers
     finally:
         star.close()
         for worker in workers:
             worker.join()
+
+
+def peak_mib(process: Any) -> float:
+    """The most that a process has had resident so far."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return round(int(status.split("VmHWM:")[1].split()[0]) / 1024)
 
 
 def job_of(simulation: Simulation, round: int, cohort: np.ndarray) -> Job:
@@ -179,7 +185,7 @@ def training(num_workers: int, rounds: int) -> list[dict[str, Any]]:
         parts = divide(simulation.dataset.train.sizes[cohort], [1.0] * num_workers)
         return ask([(round, cohort[part]) for part in parts])
 
-    with served(star, num_workers, trains=True):
+    with served(star, num_workers, trains=True) as workers:
         for pipe in pipes:
             pipe.recv()
         few = np.arange(2 * num_workers)
@@ -193,6 +199,7 @@ def training(num_workers: int, rounds: int) -> list[dict[str, Any]]:
                 seconds[i, way] = ways[way]()
         pipes[0].send("vector")
         assert pipes[0].recv() == simulation.server.vector.numpy().tobytes(), "the workers end in other bits"
+        peaks = [max(map(peak_mib, found)) for found in (processes[:1], processes[1:], workers)]
         for pipe in pipes:
             pipe.send("end")
     for process in processes:
@@ -200,14 +207,15 @@ def training(num_workers: int, rounds: int) -> list[dict[str, Any]]:
     ratios = seconds[:, :1] / seconds
     speed_up = np.median(ratios, axis=0)
     rows = []
-    for way, (what, workers) in enumerate((("one process", 0), ("no messages", num_workers), ("workers", num_workers))):
+    for way, (what, count) in enumerate((("one process", 0), ("no messages", num_workers), ("workers", num_workers))):
         rows.append({
             "what": f"FEMNIST's CNN, {what}",
-            "workers": workers,
+            "workers": count,
             "s_a_round": round(float(np.median(seconds[:, way])), 3),
             "speed_up": round(float(speed_up[way]), 2),
             "lowest": round(float(ratios[:, way].min()), 2),
             "highest": round(float(ratios[:, way].max()), 2),
+            "peak_mib": peaks[way],
         })  # fmt: skip
     rows[-1]["of_ceiling"] = round(float(np.median(seconds[:, 1] / seconds[:, 2])), 2)
     return rows

@@ -44,9 +44,11 @@ class Identity:
         return asdict(self)
 
     def continues(self, other: "Identity") -> bool:
-        """Whether a node that was built for `other` can serve this run as it is: a resumed run may lie elsewhere, report
-        in another way and last longer."""
-        alike = self.config.get("trainer") == other.config.get("trainer")  # which no comparison of nodes looks at
+        """Whether a node that was built for `other` can serve this run as it is.
+
+        A resumed run may lie elsewhere, report in another way and last longer.
+        """
+        alike = self.config.get("trainer") == other.config.get("trainer")  # which `comparable` leaves out
         return alike and replace(self, config={}) == replace(other, config={})
 
     @property

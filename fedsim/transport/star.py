@@ -19,7 +19,7 @@ from fedsim.transport.carry import Ledger, Relay
 from fedsim.transport.identity import Identity
 from fedsim.transport.join import Door
 from fedsim.transport.link import Link, Lost
-from fedsim.transport.shares import Child, NoWorkers, Round
+from fedsim.transport.shares import Child, Round
 from fedsim.transport.wire import Message
 
 log = logging.getLogger("fedsim")
@@ -34,7 +34,7 @@ class Star:
         listener: a listening socket (`fedsim.transport.join.listen`), taken over.
         secret: shared by all nodes of the run.
         identity: what children must agree on.
-        own: trains what no child can; None: such a round ends in `NoWorkers`.
+        own: trains what no child can; None: such a round ends in `fedsim.transport.shares.NoWorkers`.
         ledger: of a server: what clients keep and what happens to updates. None: there is nothing of the kind, or this
             node hands it on.
         upstream: addresses to which children may turn when this node is gone, the nearest first.
@@ -42,7 +42,7 @@ class Star:
         join_seconds: how long the first round waits for `expected` workers.
         slow_factor: a share that takes so many times as long as expected is given to somebody else as well.
         expected: how many workers are still to be waited for, called again and again.
-        on_workers: called from a link's thread or the round's with the number of workers whenever it has changed.
+        on_workers: called with the number of workers whenever it has changed, by whoever reads the events.
     """
 
     def __init__(
@@ -193,6 +193,3 @@ class Star:
     def _unique(self, name: str) -> str:
         taken = {child.name for child in self.children}
         return next(n for n in (name, *(f"{name}_{i}" for i in range(2, len(taken) + 3))) if n not in taken)
-
-
-__all__ = ["NoWorkers", "Star"]

@@ -138,6 +138,7 @@ class Worker:
                     link.send(answer)
             elif message.kind == "accepted":
                 log.info(f"{self.name} joined {link.name}")
+            del message  # before the next one comes
 
     def _prepare(self, link: Link, welcome: Message) -> None:
         identity = Identity(**welcome.fields["identity"])

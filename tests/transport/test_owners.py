@@ -11,7 +11,7 @@ import torch
 from fedsim import LocalConfig, ServerConfig, Simulation, __version__
 from fedsim.algorithms import fedavg
 from fedsim.data.federated import Split
-from fedsim.data.remote import among, held_elsewhere
+from fedsim.data.remote import held_elsewhere
 from fedsim.deploy import evaluation
 from fedsim.initial_model import build_model
 from fedsim.models import logistic
@@ -290,23 +290,3 @@ def test_a_run_without_anybody_says_so(deployment):
     with pytest.raises(ValueError, match=r"round 1: no worker that holds a client of the cohort was there for 0.1 s"):
         next(simulation.rounds())
     simulation.close()
-
-
-def test_numbering_moves_no_sample(make_dataset):
-    """Client c of three becomes client index[c] of six, with the samples that it had."""
-    dataset = make_dataset([4, 2, 3])
-    index = np.array([5, 0, 3])
-    moved = among(dataset, index, 6)
-    assert moved.train.sizes.tolist() == [2, 0, 0, 3, 0, 4]
-    for client, at in enumerate(index.tolist()):
-        assert moved.train.rows(at).tolist() == dataset.train.rows(client).tolist()
-        assert moved.client_ids[at] == dataset.client_ids[client]
-    assert moved.test is dataset.test
-
-
-def test_the_server_has_names_and_sizes_and_no_sample():
-    dataset = held_elsewhere(["ann", "bob"], np.array([3, 0]), input_shape=[1, 8, 8], num_classes=5)
-    assert (dataset.num_clients, dataset.train.num_samples, dataset.input_shape) == (2, 3, (1, 8, 8))
-    assert dataset.train.inputs.numel() == 64
-    tokens = held_elsewhere([], np.zeros(0, int), input_shape=[7], num_classes=5, tokens=True)
-    assert (tokens.num_clients, tokens.train.inputs.dtype) == (0, torch.int64)

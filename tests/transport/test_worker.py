@@ -1,6 +1,7 @@
-"""Nodes that join again: what they say first, what they build anew, and what is left of an attempt that came too late."""
+"""Nodes that join again: what they say first, what they build anew, and what is left of an attempt given up."""
 
 import threading
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 from fedsim.transport import join
 from fedsim.transport.identity import Identity
 from fedsim.transport.join import Unreachable, knock
+from fedsim.transport.wire import Wire
+from fedsim.transport.worker import Built
 
 
 def break_off(star) -> None:
@@ -81,6 +84,50 @@ def test_a_scheduler_that_joins_again_says_first_that_it_is_ready(net, monkeypat
     assert net.errors == []
 
 
+def test_a_node_that_cannot_build_says_so_and_ends(net, caplog, eventually):
+    simulation = net.simulation(net.star)
+
+    def build(identity, upstream) -> Built:
+        raise ValueError("data.root is missing")
+
+    net.worker(simulation.transport.address, build=build)
+    eventually(lambda: "w0 cannot work: data.root is missing" in caplog.text)
+    assert torch.equal(net.run(simulation), net.reference())
+    net.close()
+    assert [str(error) for error in net.errors] == ["data.root is missing"]
+
+
+def test_nobody_keeps_a_message_that_has_done_its_work(net, monkeypatch, eventually):
+    """A model in each of them: a node needs the memory of one."""
+    passed = []
+    send, receive = Wire.send, Wire.receive
+
+    def sending(wire, message):
+        if message is not None and message.tensors:
+            passed.append(weakref.ref(message))
+        send(wire, message)
+
+    def receiving(wire):
+        message = receive(wire)
+        if message is not None and message.tensors:
+            passed.append(weakref.ref(message))
+        return message
+
+    monkeypatch.setattr(Wire, "send", sending)
+    monkeypatch.setattr(Wire, "receive", receiving)
+    net.timeout = 2000.0  # no heartbeat takes their place
+    simulation = net.simulation(net.star, num_rounds=2)
+    net.expected = 2
+    for _ in range(2):
+        net.worker(simulation.transport.address)
+
+    def between(round):
+        assert len(passed) == 8 * round  # two jobs and two results, each sent and received
+        eventually(lambda: all(message() is None for message in passed))
+
+    net.run(simulation, between)
+
+
 class Stub:
     """In the place of a link."""
 
@@ -113,7 +160,7 @@ def test_a_link_that_comes_too_late_is_closed(monkeypatch):
 
     monkeypatch.setattr(join, "_handshake", handshake)
     monkeypatch.setattr(join, "_STEPS", 0)
-    with pytest.raises(Unreachable, match="127.0.0.1:1 does not answer"):
+    with pytest.raises(Unreachable, match=r"127\.0\.0\.1:1 does not answer"):
         knock("127.0.0.1:1", secret=b"0" * 16, timeout=1, name="w", about={})
     assert not link.closed.is_set()
     go_on.set()
