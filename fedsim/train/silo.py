@@ -40,6 +40,7 @@ from fedsim.vector import FlatModel
 _END, _GRADIENT = 0, 1
 _HEADER = 3  # what to do, samples of the minibatch, the draw that seeds dropout
 _FOREVER = timedelta(days=3650)
+_FAREWELL = timedelta(seconds=3)  # for the others to hear that it is over: they wait for nothing else
 _MAX_DRAW = 1 << 62
 
 
@@ -210,7 +211,7 @@ class SiloTrainer:
         """End the other processes."""
         if self.group.group is not None:
             with contextlib.suppress(SiloBroken):  # they have ended
-                self.group.broadcast(torch.tensor([_END] + [0] * (_HEADER - 1)))
+                self.group.broadcast(torch.tensor([_END] + [0] * (_HEADER - 1)), _FAREWELL)
             self.group.leave()
         if self.ended is not None:
             self.ended()
@@ -277,19 +278,19 @@ class _SiloGradient:
         numbers, before = x[0, :count].contiguous(), rows[:, self.size :].clone()
         # from the generator that the trainer has seeded for this client
         draw = int(torch.randint(1, _MAX_DRAW, ())) if self.stochastic else 0
-        group.broadcast(torch.tensor([_GRADIENT, count, draw]))
-        group.broadcast(numbers)
-        group.broadcast(rows[0].detach().cpu().contiguous())
         try:
+            group.broadcast(torch.tensor([_GRADIENT, count, draw]))
+            group.broadcast(numbers)
+            group.broadcast(rows[0].detach().cpu().contiguous())
             sums, after = self.parts.own(rows, numbers)
-        except BaseException as error:
-            group.leave()  # the others wait for this part
+            sums = group.add(sums).to(rows.device)
+        except BaseException as error:  # Ctrl-C too
+            group.leave()  # the others wait for what is missing of this exchange
             if isinstance(error, RuntimeError):
                 raise SiloBroken(
                     f"the first process of this silo failed: {str(error).splitlines()[0][:160]}"
                 ) from error
             raise
-        sums = group.add(sums).to(rows.device)
         if after is not None and not torch.equal(after, before):
             raise ValueError(
                 "trainer=silo: the model moves running statistics, and those of a part of the minibatch are not those "

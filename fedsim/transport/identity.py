@@ -1,7 +1,7 @@
 """What all nodes of a run must agree on, compared before any work is done."""
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fedsim.vector import Layout
@@ -42,6 +42,14 @@ class Identity:
     def fields(self) -> dict[str, Any]:
         """As a message carries it: `Identity(**fields)`."""
         return asdict(self)
+
+    def continues(self, other: "Identity") -> bool:
+        """Whether a node that was built for `other` can serve this run as it is.
+
+        A resumed run may lie elsewhere, report in another way and last longer.
+        """
+        alike = self.config.get("trainer") == other.config.get("trainer")  # which `comparable` leaves out
+        return alike and replace(self, config={}) == replace(other, config={})
 
     @property
     def limit(self) -> int:

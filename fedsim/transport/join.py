@@ -248,7 +248,7 @@ def knock(address: str, *, secret: bytes, timeout: float, name: str, about: dict
         Unreachable: nobody is there, or nobody answers.
     """
     found: list[Link | Exception] = []
-    given_up = threading.Event()
+    lock, given_up = threading.Lock(), False
 
     def attempt() -> None:
         try:
@@ -256,16 +256,18 @@ def knock(address: str, *, secret: bytes, timeout: float, name: str, about: dict
         except (RuntimeError, OSError, ValueError, KeyError, TypeError) as error:
             found.append(error)
             return
-        found.append(link)
-        if given_up.is_set():
-            link.close()
+        with lock:
+            found.append(link)
+            if given_up:
+                link.close()
 
     # in a thread, because some calls of a TCPStore wait for ever on a parent that has been stopped
     thread = threading.Thread(target=attempt, daemon=True, name="knock")
     thread.start()
     thread.join(_STEPS * _step(timeout))
-    if not found:
-        given_up.set()
+    with lock:
+        given_up = not found
+    if given_up:
         raise Unreachable(f"{address} does not answer")
     if isinstance(found[0], Link):
         return found[0]

@@ -145,6 +145,7 @@ class Link:
                 message = self.wire.receive()
                 if message is not None:
                     self._put(message)
+                del message  # it may be large, and the next one a long time off
         except (RuntimeError, WireError) as error:
             self._put(Lost(_reason(error)))
         self.outbox.put(_CLOSE)
@@ -164,6 +165,7 @@ class Link:
                     break
                 assert item is None or isinstance(item, Message)
                 self.wire.send(item)
+                del item
         except RuntimeError as error:
             self._put(Lost(_reason(error)))
         self.pair.abort()

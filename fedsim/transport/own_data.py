@@ -57,12 +57,12 @@ class OwnData:
         }
 
     def seat(self, message: Message) -> None:
-        """The server has numbered the clients."""
+        """The server has numbered the clients, as before or, for another run, anew."""
         index, num_clients = message.tensors["index"].numpy(), int(message.fields["num_clients"])
         seated = among(self.dataset, index, num_clients)
-        if self.seated is not None and list(seated.client_ids) != list(self.seated.client_ids):
-            raise ValueError("the server now runs something else; start this worker again")
-        self.seated = self.seated or seated
+        if self.seated is None or list(seated.client_ids) != list(self.seated.client_ids):
+            self.close()
+            self.seated, self.own = seated, None
 
     def test(self, message: Message) -> Message:
         """The sums that the server asks for."""

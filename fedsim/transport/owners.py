@@ -44,6 +44,7 @@ class Owners:
         self.sizes = np.zeros(0, np.int64)
         self.numbers: dict[str, int] = {}
         self.seats: dict[Child, np.ndarray] = {}  # the numbers of the clients that each child holds
+        self.rivals: dict[Child, float] = {}  # who holds clients that another child holds too, and since when
 
     def gather(self) -> None:
         """Wait for the workers that are expected, and number their clients.
@@ -83,7 +84,10 @@ class Owners:
             held = np.array([self.numbers[name] for name in names], np.int64)
             taken = next((c for c, others in self.seats.items() if np.isin(held, others).any()), None)
             if taken is not None:
-                self._refuse(child, f"{taken.name} holds some of its clients")
+                # a worker that has joined again looks so until its old link is known to be lost
+                since = self.rivals.setdefault(child, time.monotonic())
+                if time.monotonic() - since > self.star.door.timeout and self.star.events.empty():
+                    self._refuse(child, f"{taken.name} holds some of its clients")
                 continue
             self.seats[child] = held
             fields = {"num_clients": len(self.names)}

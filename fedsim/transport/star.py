@@ -7,6 +7,7 @@ a round among them. All that happens on the links arrives in one queue, which th
 import logging
 import queue
 import socket
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +19,7 @@ from fedsim.transport.carry import Ledger, Relay
 from fedsim.transport.identity import Identity
 from fedsim.transport.join import Door
 from fedsim.transport.link import Link, Lost
-from fedsim.transport.shares import Child, NoWorkers, Round
+from fedsim.transport.shares import Child, Round
 from fedsim.transport.wire import Message
 
 log = logging.getLogger("fedsim")
@@ -33,7 +34,7 @@ class Star:
         listener: a listening socket (`fedsim.transport.join.listen`), taken over.
         secret: shared by all nodes of the run.
         identity: what children must agree on.
-        own: trains what no child can; None: such a round ends in `NoWorkers`.
+        own: trains what no child can; None: such a round ends in `fedsim.transport.shares.NoWorkers`.
         ledger: of a server: what clients keep and what happens to updates. None: there is nothing of the kind, or this
             node hands it on.
         upstream: addresses to which children may turn when this node is gone, the nearest first.
@@ -41,7 +42,7 @@ class Star:
         join_seconds: how long the first round waits for `expected` workers.
         slow_factor: a share that takes so many times as long as expected is given to somebody else as well.
         expected: how many workers are still to be waited for, called again and again.
-        on_workers: called from a link's thread or the round's with the number of workers whenever it has changed.
+        on_workers: called with the number of workers whenever it has changed, by whoever reads the events.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Star:
         self.expected, self.on_workers = expected, on_workers
         self.children: list[Child] = []
         self.links: list[Link] = []  # to the children, and to nodes that are being checked
+        self.lock = threading.Lock()  # of `links`: each node is let in by a thread of its own
         self.events: queue.Queue[tuple[Child, Message | Lost | None]] = queue.Queue()
         self.num_shares = 0
         self.door = Door(listener, secret=secret, timeout=timeout, welcome=self._admit)
@@ -138,7 +140,8 @@ class Star:
     def close(self) -> None:
         """Tell the children that the run has ended, and give the port back."""
         self.door.close()
-        links, self.links = self.links, []
+        with self.lock:
+            links, self.links = self.links, []
         for link in links:
             link.close(Message(kind="end"))
         deadline = time.monotonic() + _FAREWELL
@@ -151,7 +154,11 @@ class Star:
 
     def _admit(self, link: Link, about: dict[str, Any]) -> None:
         """The connection check: nothing is trained before both sides agree on what."""
-        self.links = [known for known in self.links if not known.lost] + [link]
+        with self.lock:
+            if not self.door.open:  # the run has ended meanwhile
+                link.close(Message(kind="end"))
+                return
+            self.links = [known for known in self.links if not known.lost] + [link]
         refusal = self.identity.objection(about.get("claims"), str(about.get("version")))
         ready: Message | Lost | None = None
         if refusal is None:
@@ -186,6 +193,3 @@ class Star:
     def _unique(self, name: str) -> str:
         taken = {child.name for child in self.children}
         return next(n for n in (name, *(f"{name}_{i}" for i in range(2, len(taken) + 3))) if n not in taken)
-
-
-__all__ = ["NoWorkers", "Star"]

@@ -53,7 +53,7 @@ class Worker:
         name: for the parent's log.
         version: of fedsim.
         claims: the configuration that this node insists on, as dotted keys; None: whatever the parent says.
-        build: (identity, addresses) -> what trains; called again only if the parent's run is another one.
+        build: (identity, addresses) -> what trains; called again only for another run (`Identity.continues`).
         timeout: seconds of silence after which the parent counts as gone.
         join_seconds: how long to try to join, and to join again.
     """
@@ -113,8 +113,9 @@ class Worker:
 
     def _serve(self, link: Link) -> str | None:
         """Work for a parent until the link ends: the reason, or None where the run has ended."""
+        prepared = False  # before, the parent waits for one thing: that this node is ready
         while True:
-            idle = None if self.built is None else self.built[1].idle
+            idle = self.built[1].idle if prepared and self.built is not None else None
             message = link.receive(None if idle is None else _IDLE)
             if message is None:
                 assert idle is not None
@@ -128,6 +129,7 @@ class Worker:
                 raise Refused(f"{link.name} refused this node: {message.fields.get('reason')}")
             if message.kind == "welcome":
                 self._prepare(link, message)
+                prepared = True
             elif message.kind == "job":
                 self._answer(link, message)
             elif self.built is not None and message.kind in self.built[1].handlers:
@@ -136,12 +138,13 @@ class Worker:
                     link.send(answer)
             elif message.kind == "accepted":
                 log.info(f"{self.name} joined {link.name}")
+            del message  # before the next one comes
 
     def _prepare(self, link: Link, welcome: Message) -> None:
         identity = Identity(**welcome.fields["identity"])
         link.wire.limit = identity.limit
         self.upstream = [*self.first, *welcome.fields["upstream"]]
-        if self.built is None or self.built[0] != identity:
+        if self.built is None or not identity.continues(self.built[0]):
             try:
                 self.built = (identity, self.build(identity, self.upstream))
             except (ValueError, OSError) as error:

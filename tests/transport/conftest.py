@@ -44,13 +44,16 @@ LOCAL = LocalConfig(learning_rate=0.1, batch_size=5)
 class Net:
     """A run whose rounds go to workers; `worker` and `scheduler` add nodes, `run` ends in the final vector.
 
-    `settings` are the star's, `parts` are what happens to updates (aggregator, transforms, attack).
+    `settings` are the star's, `parts` are what happens to updates (aggregator, transforms, attack). Nobody counts as
+    slow where a test does not say so, for a busy machine may stop a thread for seconds.
     """
 
     make_dataset: Callable[..., Any]
     algorithm: Callable[[], Algorithm] = fedavg
     parts: Callable[[], dict[str, Any]] = dict
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=lambda: {"slow_factor": 1e6})
+    config: dict[str, Any] = field(default_factory=dict)
+    address: str = "127.0.0.1:0"
     timeout: float = 30.0
     expected: int = 0
     stars: list[Star] = field(default_factory=list)
@@ -74,9 +77,10 @@ class Net:
 
     def identity(self, dataset, model, **changes) -> Identity:
         about: dict[str, Any] = {
-            "config": {}, "comparable": {"seed": 0, "local.batch_size": 5}, "config_hash": "c", "version": __version__,
-            "dataset": dataset.fingerprint(), "layout": layout_hash(model.layout, model.vector.dtype),
-            "size": model.layout.size, "num_clients": dataset.num_clients,
+            "config": self.config, "comparable": {"seed": 0, "local.batch_size": 5}, "config_hash": "c",
+            "version": __version__, "dataset": dataset.fingerprint(),
+            "layout": layout_hash(model.layout, model.vector.dtype), "size": model.layout.size,
+            "num_clients": dataset.num_clients,
         }  # fmt: skip
         return Identity(**{**about, **changes})
 
@@ -84,7 +88,7 @@ class Net:
         ledger = Ledger(simulation.own, simulation.uplink)
         size = 4 * simulation.model.layout.size  # as much as any of these algorithms sends
         star = Star(
-            listen("127.0.0.1:0"),
+            listen(self.address),
             secret=SECRET,
             identity=self.identity(simulation.dataset, simulation.model, size=size, row_bytes=ledger.row_bytes),
             own=simulation.own,
@@ -125,8 +129,11 @@ class Net:
             ready = {"config_hash": ours.config_hash, "dataset": ours.dataset, "layout": ours.layout}
             return Built(transport=wrap(own), device=torch.device("cpu"), ready=lambda: ready)
 
-        about = {"secret": SECRET, "name": f"w{len(self.workers)}", "version": __version__, "claims": None}
-        node = Worker([address], build=build, timeout=self.timeout, **{"join_seconds": 120, **about, **changes})
+        about: dict[str, Any] = {
+            "secret": SECRET, "name": f"w{len(self.workers)}", "version": __version__, "claims": None, "build": build,
+            "timeout": self.timeout, "join_seconds": 120,
+        }  # fmt: skip
+        node = Worker([address], **{**about, **changes})
         self.start(node)
         return node
 
@@ -214,16 +221,22 @@ def is_open() -> Callable[[str], bool]:
 
 
 @pytest.fixture
-def page_commands() -> Callable[[str], list[list[str]]]:
+def free_address() -> str:
+    """HOST:PORT on loopback where nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+@pytest.fixture
+def page_commands(free_address: str) -> Callable[[str], list[list[str]]]:
     """The lines of the commands in a section of docs/deployment.md, as words, at an address that is free."""
     page = Path(__file__).resolve().parents[2] / "docs" / "deployment.md"
 
     def read(section: str) -> list[list[str]]:
         text = page.read_text().split(f"## {section}\n")[1]
         (block,) = re.findall(r"```sh\n(.*?)```", text.split("\n## ")[0], re.DOTALL)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            block = block.replace("127.0.0.1:5000", f"127.0.0.1:{probe.getsockname()[1]}")
+        block = block.replace("127.0.0.1:5000", free_address)
         return [shlex.split(line) for line in block.splitlines()]
 
     return read

@@ -141,11 +141,14 @@ class Fragile:
         self.own.close()
 
 
-@pytest.mark.parametrize("parts", [{}, WAYS["trimmed, little, top_k"]])
-def test_who_dies_and_who_trains_twice_is_not_seen(net, few_rows, parts):
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [("scaffold", {}), ("scaffold", WAYS["trimmed, little, top_k"]), ("feddyn", {}), ("ditto", {}), ("ifca", {})],
+)
+def test_who_dies_and_who_trains_twice_is_not_seen(net, few_rows, name, parts):
     """One worker loses its link after it has trained and before it has told; one is slow and overtaken; the server
     trains a few clients itself."""
-    net.algorithm, net.parts, net.settings = scaffold, lambda: parts, {"slow_factor": 1.5}
+    net.algorithm, net.parts, net.settings = ALGORITHMS[name], lambda: parts, {"slow_factor": 1.5}
     simulation = net.simulation(net.star, **ROUNDS)
     net.expected, wake, deaths = 3, threading.Event(), [2, 4]
     address = net.stars[0].address

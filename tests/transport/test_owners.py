@@ -11,7 +11,7 @@ import torch
 from fedsim import LocalConfig, ServerConfig, Simulation, __version__
 from fedsim.algorithms import fedavg
 from fedsim.data.federated import Split
-from fedsim.data.remote import among, held_elsewhere
+from fedsim.data.remote import held_elsewhere
 from fedsim.deploy import evaluation
 from fedsim.initial_model import build_model
 from fedsim.models import logistic
@@ -22,7 +22,7 @@ from fedsim.transport.join import listen
 from fedsim.transport.own_data import OwnData
 from fedsim.transport.owners import Owners, RemoteExaminer
 from fedsim.transport.star import Star
-from fedsim.transport.wire import Wire
+from fedsim.transport.wire import Message, Wire
 from fedsim.transport.worker import Built, Worker
 
 SECRET = b"0123456789abcdef"
@@ -229,6 +229,54 @@ def test_workers_whose_clients_do_not_fit_are_refused(deployment, net, eventuall
     owners.close()
 
 
+def test_a_worker_that_is_back_before_its_loss_was_noticed_takes_its_seat(deployment, net):
+    """Its old link seems to live for a while; two that hold the same clients for longer are a mistake."""
+    owners = deployment.open(1)
+    deployment.worker(owners, "a", [0, 1, 2])
+    owners.gather()
+    simulation = deployment.simulation(owners, rounds=9, server=server(9, 3))
+    rounds = simulation.rounds()
+    next(rounds)
+    (old,) = owners.seats
+    deployment.worker(owners, "again", [0, 1, 2])
+    net.await_children(2)
+    next(rounds)
+    assert set(owners.seats) == {old}
+    owners.star.drop(old, "for the test")
+    next(rounds)
+    assert [child.name for child in owners.seats] == ["again"]
+    assert deployment.asked[-1] == "again"
+
+    owners.star.door.timeout = 0.0
+    net.await_children(2)  # the first one has joined again too
+    next(rounds), next(rounds)
+    simulation.close()
+    net.close()
+    (error,) = net.errors
+    assert str(error).endswith("refused this node: again holds some of its clients")
+
+
+def test_clients_that_are_numbered_anew_are_another_run(deployment):
+    """A server that was started again may have other workers, and so other numbers for the same clients."""
+    part = deployment.part([1, 4])
+    own = OwnData(part, lambda seated, job: deployment, local=LOCAL, seed=0)
+    ended = []
+
+    def seat(index, num_clients):
+        tensors = {"index": torch.tensor(index)}
+        own.seat(Message(kind="seat", fields={"num_clients": num_clients}, tensors=tensors))
+
+    seat([0, 1], 2)
+    first, own.own = own.seated, SimpleNamespace(close=lambda: ended.append(1))
+    seat([0, 1], 2)
+    assert own.seated is first
+    assert own.own is not None
+    seat([3, 1], 5)
+    assert own.seated.train.sizes.tolist() == [0, SIZES[4], 0, SIZES[1], 0]
+    assert own.own is None
+    assert ended == [1]
+
+
 def test_a_run_without_anybody_says_so(deployment):
     with pytest.raises(ValueError, match="no worker with data has joined"):
         deployment.open(0).gather()
@@ -242,23 +290,3 @@ def test_a_run_without_anybody_says_so(deployment):
     with pytest.raises(ValueError, match=r"round 1: no worker that holds a client of the cohort was there for 0.1 s"):
         next(simulation.rounds())
     simulation.close()
-
-
-def test_numbering_moves_no_sample(make_dataset):
-    """Client c of three becomes client index[c] of six, with the samples that it had."""
-    dataset = make_dataset([4, 2, 3])
-    index = np.array([5, 0, 3])
-    moved = among(dataset, index, 6)
-    assert moved.train.sizes.tolist() == [2, 0, 0, 3, 0, 4]
-    for client, at in enumerate(index.tolist()):
-        assert moved.train.rows(at).tolist() == dataset.train.rows(client).tolist()
-        assert moved.client_ids[at] == dataset.client_ids[client]
-    assert moved.test is dataset.test
-
-
-def test_the_server_has_names_and_sizes_and_no_sample():
-    dataset = held_elsewhere(["ann", "bob"], np.array([3, 0]), input_shape=[1, 8, 8], num_classes=5)
-    assert (dataset.num_clients, dataset.train.num_samples, dataset.input_shape) == (2, 3, (1, 8, 8))
-    assert dataset.train.inputs.numel() == 64
-    tokens = held_elsewhere([], np.zeros(0, int), input_shape=[7], num_classes=5, tokens=True)
-    assert (tokens.num_clients, tokens.train.inputs.dtype) == (0, torch.int64)

@@ -94,6 +94,39 @@ def test_a_process_that_is_stopped_ends_its_silo_and_the_run_goes_on(tmp_path, a
         torch.testing.assert_close(ours[name], tensor, atol=1e-4, rtol=0)
 
 
+def test_a_silo_that_lost_a_process_joins_again_when_it_is_started_again(tmp_path, start, finish, secret, free_address):
+    """One of two processes is killed. The silo has data of its own, so that the server has to wait for it."""
+    settings = [word for word in DEBUG[2:] if not word.startswith("server.num_rounds")]
+    settings += ["server.num_rounds=40", "model=logistic", "local.batch_size=10", "local.learning_rate=0.02"]
+    data, directory = ["data=femnist_small", "data.num_clients=2"], tmp_path / "run"
+    address = f"transport.address={free_address}"
+    server = start(
+        tmp_path, *settings, "trainer=serial", "role=server", "data=remote", "data.input_shape=[1,28,28]",
+        "data.num_classes=62", address, "transport.num_workers=1", f"hydra.run.dir={directory}",
+    )  # fmt: skip
+    silo = ["role=worker", *data, "trainer=silo", "trainer.num_processes=2", "transport.node=silo", address]
+    worker = start(tmp_path, *silo, f"hydra.run.dir={tmp_path}/silo")
+    metrics = directory / "metrics.jsonl"
+    deadline = time.monotonic() + 400
+    while not metrics.exists() or metrics.read_text().count("\n") < 2:
+        assert server.poll() is None, server.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    (member,) = psutil.Process(worker.pid).children()
+    member.kill()
+    told = "a process of this silo is gone: it trains no more; start it again, and it joins again"
+    assert finish(worker, 1).splitlines()[-1] == f"fedsim: error: {told}"
+    again = start(tmp_path, *silo, f"hydra.run.dir={tmp_path}/again")
+    out = finish(server)
+    finish(again)
+    assert f"lost silo: {told}" in out
+    assert out.count("silo joined") == 2
+    finish(start(tmp_path, *settings, *data, "trainer=serial", f"hydra.run.dir={tmp_path}/alone"))
+    ours, theirs = (load_file(d / "model.safetensors") for d in (directory, tmp_path / "alone"))
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, atol=1e-5, rtol=0)
+
+
 def test_which_process_of_a_silo_this_is():
     env = {
         "TORCHELASTIC_RUN_ID": "x", "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from fedsim.transport.join import Refused
-from fedsim.transport.worker import Built
 
 
 @pytest.mark.parametrize("num_workers", [1, 3])
@@ -250,21 +249,6 @@ def test_unfit_workers_are_refused_with_the_reason_and_the_run_goes_on(net, capl
         assert reason in caplog.text
     assert torch.equal(net.run(simulation), net.reference())
     assert not simulation.transport.children
-
-
-def test_a_node_that_cannot_build_says_so_and_ends(net, caplog, eventually):
-    simulation = net.simulation(net.star)
-    node = net.worker(simulation.transport.address, wrap=lambda own: own)
-
-    def build(identity, upstream) -> Built:
-        raise ValueError("data.root is missing")
-
-    node.build = build
-    eventually(lambda: net.errors or simulation.transport.children or not simulation.transport.events.empty())
-    if net.errors:  # else it was built before the test got there
-        assert "data.root is missing" in str(net.errors[0])
-        eventually(lambda: "w0 cannot work: data.root is missing" in caplog.text)
-    net.run(simulation)
 
 
 def test_random_bytes_at_the_ports_change_nothing(net):
