@@ -220,10 +220,8 @@ def test_a_client_that_hangs_is_trained_by_somebody_else(net, others):
     net.stars[0].gather()
     begin = time.monotonic()
     try:
-        for _ in simulation.rounds():
-            (row,) = simulation.server.arrived
-            if hung and (row["client"], row["version"]) == hung[0]:
-                break
+        arrived = (simulation.server.arrived[0] for _ in simulation.rounds())
+        row = next(row for row in arrived if hung and (row["client"], row["version"]) == hung[0])
         assert row["worker"] == ("w1" if others else "server")
         assert time.monotonic() - begin > 1
     finally:
