@@ -26,6 +26,7 @@ from fedsim.train.serial import SerialTrainer
 from fedsim.train.silo import Silo
 from fedsim.transport.base import Transport
 from fedsim.transport.carry import Ledger
+from fedsim.transport.dispatch import Dispatch
 from fedsim.transport.identity import Identity, layout_hash
 from fedsim.transport.join import listen, read_secret, require_secret
 from fedsim.transport.launch import Nodes, new_secret, threads_each
@@ -58,8 +59,11 @@ def build_simulation(
         directory: of the run; started nodes print into its folder nodes/.
         note: see `build_dataset`.
     """
-    dataset = build_dataset(config, note)
     distributed = place.role == "server" or config.transport.name == "torch_distributed"
+    algorithm = instantiate(config.algorithm)
+    if distributed and (reason := _refuses_schedulers(algorithm)) is not None and read_tree(config.transport.tree):
+        raise ValueError(f"transport.tree: {reason}")
+    dataset = build_dataset(config, note)
     trainer = instantiate(config.trainer)
     if isinstance(trainer, Silo):  # a server's own trainer only stands in for workers
         trainer = SerialTrainer if distributed else silo_trainer(trainer, config, plain, place, directory)
@@ -77,7 +81,7 @@ def build_simulation(
     return Simulation(
         dataset,
         instantiate(config.model),
-        algorithm=instantiate(config.algorithm),
+        algorithm=algorithm,
         local=config.local,
         server=config.server,
         evaluate=config.evaluate,
@@ -110,6 +114,16 @@ def build_training_data(config: Config, note: Callable[[str], None]) -> Federate
 def num_started(settings: TransportConfig) -> int:
     """Workers that the configuration names."""
     return (settings.num_workers or 0) + count_workers(read_tree(settings.tree))
+
+
+def _refuses_schedulers(algorithm: Algorithm) -> str | None:
+    """Why none may take part; None: they may."""
+    if algorithm.asynchronous is None:
+        return None
+    return (
+        f"{algorithm.name} takes single updates as they arrive, where a scheduler sends sums of several: let workers "
+        "join the server itself (transport.num_workers)"
+    )
 
 
 class Launched:
@@ -158,14 +172,19 @@ def open_star(
         timeout=settings.timeout,
         join_seconds=settings.join_seconds,
         slow_factor=settings.slow_factor,
+        refuses_schedulers=_refuses_schedulers(simulation.algorithm),
         expected=expected,
     )
+
+    def transport_of(opened: Star | Launched) -> Transport:
+        return opened if simulation.algorithm.asynchronous is None else Dispatch(star, opened.close)
+
     try:
         if place.rendezvous is not None:
             exchange_address(place, star.address, settings.join_seconds)
         if not starts:
             star.gather()
-            return star
+            return transport_of(star)
         nodes = Nodes(
             directory / "nodes",
             secret=secret,
@@ -179,7 +198,7 @@ def open_star(
         star.gather()
         if failures := nodes.failures():
             raise ValueError(f"not all nodes could be started: {failures[0]}")
-        return Launched(star, nodes)
+        return transport_of(Launched(star, nodes))
     except BaseException:
         star.close()
         if nodes is not None:

@@ -5,6 +5,7 @@ server has the updates it waits for, and only then are the clients trained, thos
 """
 
 import heapq
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -18,6 +19,21 @@ from fedsim.sampling import cohort_size
 
 # Draws in vain, while nobody is at work, after which the run gives up.
 _MAX_DRAWS = 10_000
+
+
+def idle(work: np.ndarray, at_work: Iterable[int], arrived: Iterable[tuple[int, int]], version: int) -> np.ndarray:
+    """Whom the server may send its model of this version: those with samples to compute (`work` (C,) is above 0) that
+    are not at work, and did not bring an update of this version already."""
+    free = work > 0
+    free[list(at_work)] = False
+    free[[client for client, from_version in arrived if from_version == version]] = False
+    return np.flatnonzero(free)
+
+
+def draw(seed: int, number: int, candidates: np.ndarray, wanted: int) -> np.ndarray:
+    """The clients of draw `number`, rising: so many of the candidates, or all, uniformly."""
+    rng = stream(seed, "cohort", number)
+    return np.sort(rng.choice(candidates, min(wanted, len(candidates)), replace=False, shuffle=False))
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -102,15 +118,11 @@ class Queue:
         }
 
     def _fill(self, version: int) -> int:
-        """Draw clients for the free places, uniformly among those with samples that are there, not at work, and did
-        not bring an update of this version already; returns how many have started."""
+        """Draw clients for the free places, among the idle ones that are there; returns how many have started."""
         wanted = self.concurrency - len(self.trips)
         if wanted <= 0:
             return 0
-        idle = self.work > 0
-        idle[[trip.client for trip in self.trips]] = False
-        idle[[client for client, from_version in self.arrived if from_version == version]] = False
-        candidates = np.flatnonzero(idle)
+        candidates = idle(self.work, (trip.client for trip in self.trips), self.arrived, version)
         for _ in range(1 if self.trips else _MAX_DRAWS):
             self.draws += 1
             there = candidates[self.devices.available(candidates, self.draws)]
@@ -123,8 +135,7 @@ class Queue:
                 f"virtual time {self.seconds:.0f} s: nobody is at work, and none of {len(candidates)} clients was "
                 f"there in {_MAX_DRAWS} draws; raise devices.availability"
             )
-        rng = stream(self.seed, "cohort", self.draws)
-        clients = np.sort(rng.choice(there, min(wanted, len(there)), replace=False, shuffle=False))
+        clients = draw(self.seed, self.draws, there, wanted)
         seconds = self.devices.seconds(
             clients,
             self.draws,
@@ -191,10 +202,10 @@ def make_queue(
     """
     if devices is None:
         raise ValueError(
-            "an asynchronous algorithm takes updates as they arrive: set devices, for example devices=phones"
+            "an asynchronous algorithm takes updates as they arrive: set devices, for example devices=phones, or "
+            "transport=torch_distributed, where they arrive in real time"
         )
-    if config.over_selection > 1 or config.deadline is not None:
-        raise ValueError("server.over_selection and server.deadline end rounds; an asynchronous algorithm has none")
+    refuse_ends(config)
     return Queue(
         devices=devices,
         work=samples_trained(sizes, local),
@@ -203,3 +214,13 @@ def make_queue(
         concurrency=cohort_size(config.clients_per_round, len(sizes)),
         seed=seed,
     )
+
+
+def refuse_ends(config: ServerConfig) -> None:
+    """Refuse settings that end rounds.
+
+    Raises:
+        ValueError: names them.
+    """
+    if config.over_selection > 1 or config.deadline is not None:
+        raise ValueError("server.over_selection and server.deadline end rounds; an asynchronous algorithm has none")

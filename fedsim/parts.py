@@ -8,13 +8,13 @@ from torch import Tensor
 from fedsim.algorithms import Algorithm
 from fedsim.algorithms.base import update_size
 from fedsim.algorithms.traffic import traffic
+from fedsim.arrivals import make_arrivals
 from fedsim.async_server import AsyncServer
 from fedsim.attacks import Attack
 from fedsim.clock import make_clock
 from fedsim.config import LocalConfig, ServerConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.devices import Devices
-from fedsim.events import make_queue
 from fedsim.robust import Aggregator, mean
 from fedsim.sampling import Population, Sampler, uniform
 from fedsim.server import Server
@@ -30,8 +30,9 @@ def refuse_misfits(
     sampler: Callable[[Population, int | float], Sampler],
     *,
     elsewhere: bool,
+    timed: bool,
 ) -> None:
-    """Refuse what the algorithm, or groups, or other processes (`elsewhere`) cannot do.
+    """Refuse what the algorithm, or groups, or other processes (`elsewhere`), or devices (`timed`) cannot do.
 
     Raises:
         ValueError: says what.
@@ -53,10 +54,15 @@ def refuse_misfits(
             "server.partial_work tells each client when to stop, which neither other processes nor groups learn yet: "
             "use transport=inprocess and server.group_rounds=1"
         )
-    if elsewhere and algorithm.asynchronous is not None:
+    if server.arrivals is not None and algorithm.asynchronous is None:
         raise ValueError(
-            f"{algorithm.name} steps whenever updates arrive in virtual time, which runs in one process: use "
-            "transport=inprocess"
+            f"server.arrivals is an order of updates, which the rounds of {algorithm.name} do not have: leave it out, "
+            "or set algorithm=fedasync or algorithm=fedbuff"
+        )
+    if timed and algorithm.asynchronous is not None and (elsewhere or server.arrivals is not None):
+        real = "server.arrivals" if server.arrivals is not None else "transport=torch_distributed"
+        raise ValueError(
+            f"devices say when updates arrive in virtual time, and {real} when they really do: set devices=none"
         )
     if algorithm.asynchronous is not None and getattr(sampler, "func", sampler) is not uniform:
         raise ValueError(f"algorithm={algorithm.name} draws clients as places fall free: set sampler=uniform")
@@ -120,6 +126,7 @@ def make_server(
     sampler: Sampler,
     devices: Devices | None,
     transport: Transport,
+    elsewhere: bool,
     uplink: Uplink | None,
     draw: Callable[[int], Tensor],
     seed: int,
@@ -131,6 +138,7 @@ def make_server(
         sampler: who trains in a round; an asynchronous server has no use for it.
         devices: the clients' devices; None: everybody reports at once.
         transport: where rounds run.
+        elsewhere: whether other processes train, once `transport` has been replaced by theirs.
         uplink: what happens to updates beside their mean.
         draw: i -> (P + Q,) another initial model.
         seed: of the run.
@@ -148,7 +156,10 @@ def make_server(
     }
     vector = model.vector.clone()
     if algorithm.asynchronous is not None:
-        queue = make_queue(devices, sizes, local, server, seed=seed, **timed)
-        return AsyncServer(vector, model.num_parameters, sizes, queue=queue, **common)
+        buffer_size = algorithm.asynchronous.buffer_size
+        arrivals = make_arrivals(
+            devices, sizes, local, server, num_updates=buffer_size, elsewhere=elsewhere, seed=seed, **timed
+        )
+        return AsyncServer(vector, model.num_parameters, sizes, arrivals=arrivals, **common)
     clock = make_clock(devices, sizes, local, server, **timed)
     return Server(vector, model.num_parameters, sizes, sampler=sampler, seed=seed, clock=clock, uplink=uplink, **common)

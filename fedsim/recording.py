@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from fedsim.async_server import AsyncServer
 from fedsim.checkpoint import Checkpoint
 from fedsim.clock import clients_asked
 from fedsim.config import CheckpointConfig, EvaluateConfig, TrackingConfig
@@ -98,6 +99,8 @@ def _record(
         try:
             for metrics in simulation.rounds():
                 commits = {name: state.commits for name, state in states.items()}
+                if isinstance(server, AsyncServer):
+                    files.log_arrivals(server.arrived)
                 files.log(metrics)
                 progress.log(metrics)
                 tracked.log(metrics)

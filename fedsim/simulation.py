@@ -96,7 +96,7 @@ class Simulation:
         device: str = "auto",
     ) -> None:
         algorithm = algorithm or fedavg()
-        refuse_misfits(algorithm, server, sampler, elsewhere=transport is not None)
+        refuse_misfits(algorithm, server, sampler, elsewhere=transport is not None, timed=devices is not None)
         dataset = poisoned(dataset, attack, seed)
         self.dataset, self.config, self.seed, self.algorithm, self.local = dataset, server, seed, algorithm, local
         self.model = build_model(dataset, model, seed=seed, device=device)
@@ -123,6 +123,7 @@ class Simulation:
             sampler=drawn,
             devices=made,
             transport=self.own,
+            elsewhere=transport is not None,
             uplink=self.uplink,
             draw=lambda i: draw_model(model, dataset, seed, i).to(self.model.device),
             seed=seed,

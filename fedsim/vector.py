@@ -114,6 +114,6 @@ class FlatModel:
         """
         named = (*self.module.named_parameters(), *self.module.named_buffers())
         views, names = self.layout.views(vector), {id(tensor): name for name, tensor in named}
-        state = self.module.state_dict(keep_vars=True)
-        state = {name: views.get(names[id(tensor)], tensor) for name, tensor in state.items()}
+        kept: dict[str, Tensor] = self.module.state_dict(keep_vars=True)
+        state = {name: views.get(names.get(id(tensor), ""), tensor) for name, tensor in kept.items()}
         return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}

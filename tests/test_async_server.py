@@ -238,7 +238,7 @@ def test_a_version_is_kept_as_long_as_somebody_works_on_it(make_dataset):
     for _ in range(25):
         run.server.run_round()
         kept = set(run.server.versions.written.tolist())
-        assert kept == run.server.clock.versions() - {run.server.round}
+        assert kept == run.server.clock.queue.versions() - {run.server.round}
     assert len(kept) <= 4
 
 

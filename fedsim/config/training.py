@@ -141,6 +141,7 @@ class ServerConfig:
             devices.
         partial_work: who is still at work when the deadline comes near sends the steps that it has taken by then (Li et
             al. 2020, "Federated Optimization in Heterogeneous Networks", section 3.2), in the place of nothing.
+        arrivals: the arrivals.csv of an asynchronous run over real workers, whose order is followed; None: a new order.
         num_groups: hierarchical FedAvg's groups; client c belongs to group c modulo num_groups.
         group_rounds: rounds of a group among itself before each global round; 1: plain rounds, without groups.
         schedule: of the server's learning rate: a factor on how far a round moves the global parameters.
@@ -154,6 +155,7 @@ class ServerConfig:
     over_selection: float = 1.0
     deadline: float | None = None
     partial_work: bool = False
+    arrivals: str | None = None
     num_groups: int = 1
     group_rounds: int = 1
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

@@ -1,11 +1,13 @@
 """The run directory: what a run leaves behind, in files that any tool reads.
 
-metrics.jsonl and metrics.csv have a row for each round; clients.csv the last per-client evaluation; partition.json who
+metrics.jsonl and metrics.csv have a row for each round; arrivals.csv, of asynchronous runs over real workers, one for
+each update (`fedsim.arrivals.base.Arrival`); clients.csv the last per-client evaluation; partition.json who
 owns how much of what; config.yaml the resolved configuration; summary.json the outcome; model.safetensors the final
 model by parameter name.
 """
 
 import csv
+import io
 import json
 import os
 from pathlib import Path
@@ -20,7 +22,16 @@ from fedsim.files import CHECKPOINT, write_atomically, write_text
 from fedsim.tracking.readback import read_metrics
 
 # Written anew by every run; what is left of another one would be taken for this one's.
-_OF_A_RUN = (CHECKPOINT, "summary.json", "trainer.json", "clients.csv", "partition.json", "model.safetensors")
+_ARRIVALS = "arrivals.csv"
+_OF_A_RUN = (
+    CHECKPOINT,
+    _ARRIVALS,
+    "summary.json",
+    "trainer.json",
+    "clients.csv",
+    "partition.json",
+    "model.safetensors",
+)
 
 
 class RunDirectory:
@@ -45,6 +56,7 @@ class RunDirectory:
                     (path / name).unlink(missing_ok=True)
             else:
                 self.rows = [row for row in read_metrics(path) if row["round"] <= keep_rounds]
+                self._keep_arrivals(keep_rounds)
             write_text(path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows))
             self._write_csv()
         except OSError as error:
@@ -65,10 +77,29 @@ class RunDirectory:
             self.columns |= set(metrics)
             self._write_csv()
 
+    def log_arrivals(self, rows: list[dict[str, Any]]) -> None:
+        """Append a round's updates to arrivals.csv, before the round's metrics; "round" is their first column."""
+        file = self.path / _ARRIVALS
+        lines = [] if file.exists() or not rows else [list(rows[0])]
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([*lines, *(row.values() for row in rows)])
+        if rows:
+            with file.open("a", encoding="utf-8") as opened:
+                opened.write(text.getvalue())
+
+    def _keep_arrivals(self, keep_rounds: int) -> None:
+        file = self.path / _ARRIVALS
+        if file.exists():
+            header, *lines = file.read_text(encoding="utf-8").split("\n")[:-1]
+            kept = [line for line in lines if int(line.split(",")[0]) <= keep_rounds]
+            write_text(file, "".join(line + "\n" for line in (header, *kept)))
+
     def sync(self) -> None:
         """Flush the metrics to the disk, so that no checkpoint is newer than its rows."""
-        with (self.path / "metrics.jsonl").open("rb") as file:
-            os.fsync(file.fileno())
+        for name in ("metrics.jsonl", _ARRIVALS):
+            if (self.path / name).exists():
+                with (self.path / name).open("rb") as file:
+                    os.fsync(file.fileno())
 
     def _write_csv(self) -> None:
         frame = pd.DataFrame(self.rows)
@@ -93,7 +124,15 @@ class RunDirectory:
 
     def outcome(self) -> list[Path]:
         """The files that are worth keeping elsewhere."""
-        names = ("config.yaml", "metrics.jsonl", "metrics.csv", "clients.csv", "partition.json", "summary.json")
+        names = (
+            "config.yaml",
+            "metrics.jsonl",
+            "metrics.csv",
+            _ARRIVALS,
+            "clients.csv",
+            "partition.json",
+            "summary.json",
+        )
         return [self.path / name for name in (*names, "model.safetensors") if (self.path / name).exists()]
 
     def write_summary(self, summary: dict[str, Any]) -> None:

@@ -30,8 +30,7 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
     for name in ("bytes_up", "bytes_down"):
         if any(name in row for row in rows):
             summary[name] = sum(row.get(name, 0) for row in rows)
-    if "virtual_seconds" in rows[-1]:
-        summary["virtual_seconds"] = rows[-1]["virtual_seconds"]
+    summary |= {name: rows[-1][name] for name in ("virtual_seconds", "wall_seconds") if name in rows[-1]}
     if evaluated and (reached := to_accuracy(rows)):
         summary["to_accuracy"] = reached
     if evaluated:
@@ -43,7 +42,8 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def to_accuracy(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """What it took to reach a test accuracy first: by "0.1", "0.2" ... "0.9", "0.95" and "0.99", as far as reached.
 
-    Each has the round, and where the rows have them virtual_seconds and the sums of bytes_down and bytes_up so far.
+    Each has the round, and where the rows have them virtual_seconds or wall_seconds, and the sums of bytes_down and
+    bytes_up so far.
     """
     reached: dict[str, dict[str, float]] = {}
     goals = [*(i / 10 for i in range(1, 10)), 0.95, 0.99]
@@ -53,7 +53,7 @@ def to_accuracy(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
             if name in row:
                 sent[name] = sent.get(name, 0) + row[name]
         while goals and row.get("test_accuracy", -1.0) >= goals[0]:
-            time = {name: row[name] for name in ("round", "virtual_seconds") if name in row}
+            time = {name: row[name] for name in ("round", "virtual_seconds", "wall_seconds") if name in row}
             reached[str(goals.pop(0))] = time | sent
     return reached
 

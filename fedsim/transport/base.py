@@ -53,6 +53,10 @@ class Job:
         return [replace(self.part(group == g), num_groups=1) for g in np.unique(group[group >= 0])]
 
 
+MakeJob = Callable[[np.ndarray, int], Job]
+"""(clients (m,) int64 rising, version of the model that they start from) -> their job, in an asynchronous run."""
+
+
 class Transport(Protocol):
     """Where rounds run. The server does not know which transport it has."""
 

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from fedsim.aggregate import OnlineAverage, PartialAverage
+from fedsim.transport.answers import Unwanted, answer, traffic
 from fedsim.transport.base import Job, add_metrics
-from fedsim.transport.messages import partial_of, share_message
+from fedsim.transport.messages import share_message
 from fedsim.transport.own_data import SUMS
 from fedsim.transport.shares import Child, Share
 from fedsim.transport.star import Star
@@ -132,8 +133,8 @@ class Owners:
                 child, message = event
                 share, child.share = running.pop(child, None), None
                 try:
-                    partial = _partial(message, share, None if average is None else average.total)
-                except _Unwanted as error:
+                    partial = answer(message, share, None if average is None else len(average.total))
+                except Unwanted as error:
                     self.star.drop(child, str(error))
                     left |= np.isin(job.cohort, [] if share is None else share.job.cohort)
                     continue
@@ -144,7 +145,7 @@ class Owners:
             log.warning(
                 f"round {job.round}: {left.sum()} of {len(left)} clients are out of reach; it goes on without them"
             )
-        done = average.result(add_metrics([*metrics, _traffic(before)]))
+        done = average.result(add_metrics([*metrics, traffic(before)]))
         return replace(done, total=done.total.to(vector.device))
 
     def _ask(self, child: Child, job: Job) -> Share:
@@ -196,42 +197,6 @@ class Owners:
     def close(self) -> None:
         """Tell the workers that the run has ended."""
         self.star.close()
-
-
-class _Unwanted(Exception):
-    """A worker has sent what it was not asked for, or could not do what it was."""
-
-
-def _partial(message: Message, share: Share | None, like: Tensor | None) -> PartialAverage:
-    """What a worker has sent for a share; `like`: the total of other shares of the round, if there are any.
-
-    Raises:
-        ValueError: it would happen anywhere: a client that is not finite.
-        _Unwanted: that is no result.
-    """
-    if share is None or message.fields.get("share") != share.number:
-        raise _Unwanted(f"it answered {message.kind!r} to nothing that was asked")
-    if message.kind == "failed" and message.fields.get("blame") == "run":
-        raise ValueError(str(message.fields.get("reason")))
-    if message.kind != "result":
-        raise _Unwanted(str(message.fields.get("reason", f"it sent {message.kind!r}")))
-    try:
-        partial = partial_of(message, share.job)
-    except ValueError as error:
-        raise _Unwanted(str(error)) from None
-    if like is not None and partial.total.shape != like.shape:
-        raise _Unwanted("it sent an average of another model")
-    return partial
-
-
-def _traffic(before: dict[Child, tuple[int, int]]) -> dict[str, float]:
-    """Bytes to and from each worker since `before`."""
-    found: dict[str, float] = {}
-    for child, was in before.items():
-        for key, now, then in zip(("down", "up"), child.link.traffic, was, strict=True):
-            name = f"bytes_{key}/{child.name}"  # twice, if it was lost and has come back
-            found[name] = found.get(name, 0.0) + now - then
-    return found
 
 
 def _held(child: Child) -> tuple[Sequence[str], Sequence[int]]:

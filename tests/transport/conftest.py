@@ -28,6 +28,7 @@ from fedsim.sampling import Population, uniform
 from fedsim.train.serial import SerialTrainer
 from fedsim.transport.base import Transport
 from fedsim.transport.carry import Carrying, Ledger
+from fedsim.transport.dispatch import Dispatch
 from fedsim.transport.identity import Identity, layout_hash
 from fedsim.transport.inprocess import InProcess
 from fedsim.transport.join import listen
@@ -51,6 +52,8 @@ class Net:
     make_dataset: Callable[..., Any]
     algorithm: Callable[[], Algorithm] = fedavg
     parts: Callable[[], dict[str, Any]] = dict
+    local: LocalConfig = LOCAL
+    model: Callable[..., torch.nn.Module] = logistic
     settings: dict[str, Any] = field(default_factory=lambda: {"slow_factor": 1e6})
     config: dict[str, Any] = field(default_factory=dict)
     address: str = "127.0.0.1:0"
@@ -65,9 +68,9 @@ class Net:
         rounds = ServerConfig(**{"num_rounds": 4, "clients_per_round": 7, "evaluate_every": 0, **server})
         return Simulation(
             self.make_dataset(SIZES),
-            logistic,
+            self.model,
             algorithm=self.algorithm(),
-            local=LOCAL,
+            local=self.local,
             server=rounds,
             trainer=trainer,
             transport=transport,
@@ -99,7 +102,7 @@ class Net:
             **self.settings,
         )
         self.stars.append(star)
-        return star
+        return star if simulation.algorithm.asynchronous is None else Dispatch(star, star.close)
 
     def start(self, node: Worker | Scheduler) -> None:
         def run() -> None:
@@ -119,12 +122,12 @@ class Net:
         def build(identity: Identity, upstream: list[str]) -> Built:
             parts = {"aggregator": None, "transforms": (), "attack": None, **self.parts()}
             dataset = poisoned(self.make_dataset(sizes), parts["attack"], 0)
-            model, algorithm = build_model(dataset, logistic, seed=0, device="cpu"), self.algorithm()
+            model, algorithm = build_model(dataset, self.model, seed=0, device="cpu"), self.algorithm()
             drawn = uniform(Population(sizes=dataset.train.sizes), 7)
             uplink = make_uplink(model, algorithm, ServerConfig(), drawn, len(sizes), seed=0, **parts)
             extra = {} if uplink is None else {"uplink": uplink}
-            trainer = factory(dataset, model, algorithm, LOCAL, seed=0, **extra)
-            own = Carrying(InProcess(trainer, dataset.train, LOCAL, seed=0), uplink)
+            trainer = factory(dataset, model, algorithm, self.local, seed=0, **extra)
+            own = Carrying(InProcess(trainer, dataset.train, self.local, seed=0), uplink)
             ours = self.identity(dataset, model)
             ready = {"config_hash": ours.config_hash, "dataset": ours.dataset, "layout": ours.layout}
             return Built(transport=wrap(own), device=torch.device("cpu"), ready=lambda: ready)

@@ -112,6 +112,45 @@ def test_kill_9_and_a_stop_in_the_middle_then_ctrl_c_and_resume(fedsim, tmp_path
     assert summary["config_hash"] == reference["config_hash"]
 
 
+def test_updates_as_they_arrive_through_kill_9_a_stop_ctrl_c_and_resume_then_a_replay(fedsim, tmp_path, start, finish):
+    """One of three workers is killed and one stopped, whose clients others train; the replay has the same model."""
+    buffered = [*DEBUG[:2], "server.evaluate_every=0", "trainer=serial", "algorithm=fedbuff", "algorithm.buffer_size=2"]
+    buffered += ["server.clients_per_round=3"]
+    directory, log = tmp_path / "run", tmp_path / "run" / "run.log"
+    workers = [*DISTRIBUTED, "transport.timeout=4", "transport.slow_factor=1000"]
+    three = ["transport.num_workers=3", "server.num_rounds=100000"]
+    first = start(tmp_path, *buffered, *workers, *three, f"hydra.run.dir={directory}")
+    wait_for(lambda: rows(directory) >= 5 or first.poll() is not None, "round 5")
+    nodes = nodes_of(first)
+    nodes["worker_0"].send_signal(signal.SIGKILL)
+    nodes["worker_1"].send_signal(signal.SIGSTOP)
+    stopped = time.monotonic()
+    wait_for(lambda: "lost worker_1" in log.read_text() or first.poll() is not None, "the end of worker_1")
+    assert time.monotonic() - stopped < 4 + SLACK
+    at = rows(directory)
+    wait_for(lambda: rows(directory) >= at + 5 or first.poll() is not None, "more rounds")
+    ports = listening(psutil.Process(first.pid))
+    first.send_signal(signal.SIGINT)
+    out = finish(first, 130)
+    assert "lost worker_0: its connection was closed" in out
+    assert "lost worker_1: it has been silent for too long" in out
+    _, alive = psutil.wait_procs(nodes.values(), timeout=1)
+    assert not alive
+    for port in ports:
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", port)) != 0
+    done_before = rows(directory)
+    assert sum(json.loads(line)["lost"] for line in (directory / "metrics.jsonl").read_text().splitlines()) >= 2
+
+    length = f"server.num_rounds={done_before + 10}"
+    resumed = fedsim(*buffered, *workers, "transport.num_workers=2", length, f"checkpoint.resume={directory}")
+    assert resumed.code == 0, resumed.err
+    replay = fedsim(*buffered, length, f"server.arrivals={directory}/arrivals.csv", directory=tmp_path / "replay")
+    assert replay.code == 0, replay.err
+    assert model(tmp_path / "replay") == model(directory)
+    assert (tmp_path / "replay" / "arrivals.csv").read_bytes() == (directory / "arrivals.csv").read_bytes()
+
+
 def test_a_server_that_is_killed_takes_its_nodes_along(tmp_path, start):
     server = start(tmp_path, *DEBUG, *DISTRIBUTED, "transport.tree={east:1}", f"hydra.run.dir={tmp_path}/run")
     wait_for(lambda: rows(tmp_path / "run") or server.poll() is not None, "round 1")

@@ -9,6 +9,7 @@ from fedsim import Simulation
 from fedsim.algorithms import fedasync, scaffold
 from fedsim.attacks import sign_flip
 from fedsim.config import ServerConfig
+from fedsim.devices import drawn
 from fedsim.models import logistic
 from fedsim.robust import median
 from fedsim.train.choice import Choice
@@ -28,6 +29,10 @@ MISTAKES = {
     "no port": (["role=server", "transport.address=localhost"], "'localhost' is not an address; write HOST:PORT"),
     "every address": (["role=server", "transport.address=0.0.0.0:0"], "0.0.0.0:0 stands for all addresses"),
     "wrong tree": (["transport=torch_distributed", "transport.tree={east: 0}"], "transport.tree.east.workers"),
+    "a tree for single updates": (
+        ["transport=torch_distributed", "transport.tree={east: 2}", "algorithm=fedasync"],
+        "transport.tree: fedasync takes single updates as they arrive",
+    ),
     "groups in vain": (["server.num_groups=2"], "no effect with server.group_rounds=1"),
 }
 
@@ -78,12 +83,26 @@ def test_what_groups_cannot_do_is_refused(make_dataset, name):
         Simulation(make_dataset([3] * 10), logistic, server=grouped, device="cpu", **settings)
 
 
-def test_what_does_not_travel_is_refused_before_anything_is_opened(make_dataset):
+UNTIMED = {
+    "devices": ({"algorithm": fedasync(), "devices": drawn}, "transport=torch_distributed when .* set devices=none"),
+    "a deadline": ({"algorithm": fedasync(), "server": ServerConfig(over_selection=2)}, "an asynchronous .* has none"),
+    "rounds in no order": (
+        {"server": ServerConfig(arrivals="a.csv")}, "rounds of fedavg do not have: leave it out, or set algorithm=",
+    ),
+    "no record": (
+        {"algorithm": fedasync(), "server": ServerConfig(arrivals="a.csv")}, r"server.arrivals=a.csv: No such file",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNTIMED)
+def test_what_real_arrivals_cannot_do_is_refused_before_anything_is_opened(make_dataset, name):
     def opened(simulation):
         raise AssertionError("a transport was opened")
 
-    with pytest.raises(ValueError, match=r"fedasync steps whenever updates arrive .*: use transport=inprocess"):
-        Simulation(make_dataset([3] * 10), logistic, transport=opened, device="cpu", algorithm=fedasync())
+    settings, message = UNTIMED[name]
+    with pytest.raises(ValueError, match=message):
+        Simulation(make_dataset([3] * 10), logistic, transport=opened, device="cpu", **settings)
 
 
 def test_groups_in_one_process_run_from_the_command_line(fedsim):
