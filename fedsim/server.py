@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import numpy as np
@@ -39,6 +40,7 @@ class Server:
         seed: of the run.
         clock: who reports in time; None: everybody, and nobody looks at the time.
         uplink: the server's side of what happens to updates; None: they are averaged, and no more.
+        settled: what clients have written in it lasts if it ends well (`ClientMemory.settled`).
     """
 
     def __init__(
@@ -55,16 +57,20 @@ class Server:
         seed: int,
         clock: Clock | None = None,
         uplink: Uplink | None = None,
+        settled: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.vector, self.num_parameters, self.sizes, self.seed = vector, num_parameters, sizes, seed
         self.algorithm, self.sampler, self.transport = algorithm, sampler, transport
-        self.schedule, self.clock, self.uplink = schedule, clock, uplink
+        self.schedule, self.clock, self.uplink, self.settled = schedule, clock, uplink, settled
         self.state = algorithm.server_init(vector, Setup(num_parameters=num_parameters, sizes=sizes, draw=draw))
         self.round, self.moving = 0, False
 
     @flushed_denormals()
     def run_round(self) -> Metrics:
-        """One round: draw the cohort, train it, move the global model. After an error in training nothing has moved."""
+        """One round: draw the cohort, train it, move the global model.
+
+        After an error nothing has moved, nor what clients keep, unless the server itself was about to move (`moving`).
+        """
         begin = time.perf_counter()
         round = self.round + 1
         cohort = self.sampler(self.seed, round)
@@ -76,17 +82,18 @@ class Server:
             raise ValueError(f"round {round}: no client of the cohort has a training sample; sample more clients")
         state = self.state
         bytes_up, before = 0, {}
-        if self.algorithm.prelude is not None:
-            _, before, state = self._step(round, cohort, state, self.algorithm.prelude)
-            bytes_up += before["bytes_up"]
-        update_norm, sums, self.state = self._step(round, cohort, state, self.algorithm, max_steps)
-        self.round = round
         timing: Metrics = {}
-        if self.clock is not None and outcome is not None:
-            self.clock.seconds += outcome.seconds
-            timing = self.clock.metrics(outcome)
-        if self.uplink is not None:
-            self.uplink.commit()
+        with self.settled():
+            if self.algorithm.prelude is not None:
+                _, before, state = self._step(round, cohort, state, self.algorithm.prelude)
+                bytes_up += before["bytes_up"]
+            update_norm, sums, self.state = self._step(round, cohort, state, self.algorithm, max_steps)
+            self.round = round
+            if self.clock is not None and outcome is not None:
+                self.clock.seconds += outcome.seconds
+                timing = self.clock.metrics(outcome)
+            if self.uplink is not None:
+                self.uplink.commit()
         self.moving = False
         return {
             "round": round,
@@ -177,8 +184,8 @@ class Server:
             number=round,
             num_parameters=self.num_parameters,
             sums=split(mean[size:], lengths(record.sums, self.num_parameters, size)),
-            train_loss=_mean_loss(sums),
-            weight=weight,
+            train_loss=None if self.uplink is not None and self.uplink.private else _mean_loss(sums),
+            weight=weight if self.uplink is None else self.uplink.weight(weight),
             total=lambda: self._weight(np.arange(len(self.sizes)), state),
         )
         factor = self.schedule.at(round)

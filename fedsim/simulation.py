@@ -125,6 +125,7 @@ class Simulation:
             transport=self.own,
             uplink=self.uplink,
             draw=lambda i: draw_model(model, dataset, seed, i).to(self.model.device),
+            settled=lambda: self.trainer.memory.settled(),  # of the trainer that trains then
             seed=seed,
         )
         if isinstance(trainer, Auto):
