@@ -74,6 +74,11 @@ def fedavgm(d, memory):
     return 0.5 * memory["v"]
 
 
+def nesterov(d, memory):
+    memory["v"] = 0.8 * memory.get("v", 0) + d
+    return 0.5 * (d + 0.8 * memory["v"])
+
+
 def adaptive(second, beta1):
     def move(d, memory):
         memory["m"] = beta1 * memory.get("m", 0) + (1 - beta1) * d
@@ -269,6 +274,7 @@ CASES = {
         dataclasses.replace(LOCAL, num_epochs=4, straggler_share=0.5),
     ),
     "fedavgm": (lambda: algorithms.fedavgm(0.8, 0.5), server_optimizer(fedavgm), LOCAL),
+    "fedavgm nesterov": (lambda: algorithms.fedavgm(0.8, 0.5, nesterov=True), server_optimizer(nesterov), LOCAL),
     "fedadagrad": (
         lambda: algorithms.fedadagrad(0.05, 0.3, 1e-2),
         server_optimizer(adaptive(lambda v, d: v + d**2, 0.3)),
