@@ -174,6 +174,7 @@ def make_server(
         vector,
         model.num_parameters,
         sizes,
+        message_bytes=(down, up),
         sampler=sampler,
         seed=seed,
         clock=clock,

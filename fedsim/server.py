@@ -36,6 +36,7 @@ class Server:
         sizes: (C,) training samples of each client.
         algorithm, sampler, transport: what to do, with whom, and where.
         draw: i -> (P + Q,) another initial model, for an algorithm that has several.
+        message_bytes: to and from each client in a round.
         schedule: of the server's learning rate.
         seed: of the run.
         clock: who reports in time; None: everybody, and nobody looks at the time.
@@ -53,6 +54,7 @@ class Server:
         sampler: Sampler,
         transport: Transport,
         draw: Callable[[int], Tensor],
+        message_bytes: tuple[int, int],
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008 (frozen)
         seed: int,
         clock: Clock | None = None,
@@ -63,7 +65,7 @@ class Server:
         self.algorithm, self.sampler, self.transport = algorithm, sampler, transport
         self.schedule, self.clock, self.uplink, self.settled = schedule, clock, uplink, settled
         self.state = algorithm.server_init(vector, Setup(num_parameters=num_parameters, sizes=sizes, draw=draw))
-        self.round, self.moving = 0, False
+        self.round, self.moving, self.message_bytes = 0, False, message_bytes
 
     @flushed_denormals()
     def run_round(self) -> Metrics:
@@ -81,12 +83,11 @@ class Server:
         if not self.sizes[cohort].any() and not (self.uplink and self.uplink.private):
             raise ValueError(f"round {round}: no client of the cohort has a training sample; sample more clients")
         state = self.state
-        bytes_up, before = 0, {}
+        before: Metrics = {}
         timing: Metrics = {}
         with self.settled():
             if self.algorithm.prelude is not None:
                 _, before, state = self._step(round, cohort, state, self.algorithm.prelude)
-                bytes_up += before["bytes_up"]
             update_norm, sums, self.state = self._step(round, cohort, state, self.algorithm, max_steps)
             self.round = round
             if self.clock is not None and outcome is not None:
@@ -95,14 +96,16 @@ class Server:
             if self.uplink is not None:
                 self.uplink.commit()
         self.moving = False
+        bytes_down, bytes_up = (int(sums["clients"]) * size for size in self.message_bytes)
         return {
             "round": round,
             "train_loss": _mean_loss(sums),
             "update_norm": update_norm,
             "clients": int(sums["clients"]),
             "samples": int(sums["samples"]),
-            **timing,
-            "bytes_up": int(bytes_up + sums["bytes_up"]),
+            "bytes_down": bytes_down,
+            "bytes_up": bytes_up,
+            **timing,  # with devices the model also goes to clients that do not report
             **({} if self.uplink is None else self.uplink.figures),
             "seconds": time.perf_counter() - begin,
             "peak_memory_bytes": peak_memory_bytes(self.vector.device),
@@ -173,10 +176,8 @@ class Server:
         sums, size = partial.metrics, len(self.vector)
         if self.uplink is None:
             mean = partial.take_mean()
-            sums = sums | {"bytes_up": sums["clients"] * len(mean) * self.vector.itemsize}
         else:
             mean = self.uplink.close(partial, round, cohort)
-            sums = sums | {"bytes_up": sums["clients"] * self.uplink.bytes_per_update}
         update_norm = torch.linalg.vector_norm(mean[: self.num_parameters]).item()
         if not math.isfinite(update_norm):
             raise ValueError(f"round {round}: the mean update is not finite; lower local.learning_rate")
@@ -184,7 +185,7 @@ class Server:
             number=round,
             num_parameters=self.num_parameters,
             sums=split(mean[size:], lengths(record.sums, self.num_parameters, size)),
-            train_loss=None if self.uplink is not None and self.uplink.private else _mean_loss(sums),
+            train_loss=None if self.uplink is not None and self.uplink.mechanism is not None else _mean_loss(sums),
             weight=weight if self.uplink is None else self.uplink.weight(weight),
             total=lambda: self._weight(np.arange(len(self.sizes)), state),
         )
