@@ -174,10 +174,7 @@ class Server:
         else:
             partial = self.transport.run_round(self._job(round, cohort, state, record, max_steps))
         sums, size = partial.metrics, len(self.vector)
-        if self.uplink is None:
-            mean = partial.take_mean()
-        else:
-            mean = self.uplink.close(partial, round, cohort)
+        mean = partial.take_mean() if self.uplink is None else self.uplink.close(partial, round, cohort)
         update_norm = torch.linalg.vector_norm(mean[: self.num_parameters]).item()
         if not math.isfinite(update_norm):
             raise ValueError(f"round {round}: the mean update is not finite; lower local.learning_rate")

@@ -28,8 +28,8 @@ def mechanism_of(
     if noise.local_noise_multiplier:
         if any(t.count_noise is not None for t in transforms):
             raise ValueError(
-                f"{names}: adaptive_clip has clients tell the server how long their updates are, which {noise.name} does "
-                "not hide: leave it out, for local noise clips by a norm of its own"
+                f"{names}: adaptive_clip has clients tell the server how long their updates are, which {noise.name} "
+                "does not hide: leave it out, for local noise clips by a norm of its own"
             )
         return Mechanism(
             scheme="local",

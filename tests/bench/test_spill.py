@@ -15,7 +15,8 @@ PROGRAM = Path(__file__).parents[2] / "bench" / "spill.py"
 def test_spill(tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"}
     out = tmp_path / "report.json"
-    options = f"--rules trimmed_mean --updates 9 --size 20000 --memory-mib 0.2 --folder {tmp_path}"  # two of 80,000 bytes stay in memory
+    # two updates of 80,000 bytes stay in memory
+    options = f"--rules trimmed_mean --updates 9 --size 20000 --memory-mib 0.2 --folder {tmp_path}"
     done = subprocess.run(
         [sys.executable, str(PROGRAM), *options.split(), "--out", str(out)],
         env=environment,
