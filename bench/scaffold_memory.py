@@ -57,7 +57,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     vectors = simulation.trainer.clients
     assert vectors is not None
     vectors.locate(folder)
-    vectors.require_room(simulation.expected_rows(vectors.name))
+    vectors.require_room(min(options.clients, options.rounds * options.clients_per_round))
     seconds, checkpoint_seconds = [], []
     with PeakMemory(CPU) as memory:
         for round in range(1, options.rounds + 1):

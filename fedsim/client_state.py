@@ -61,7 +61,6 @@ class ClientVectors:
         self.initial = None if initial is None else initial.to(self.device, dtype, copy=True)
         self.row_bytes = size * dtype.itemsize
         self.file: RowFile | None = None
-        self.commits = 0  # how often `commit` was called
         self.pending: set[int] = set()  # clients with an uncommitted row, which is kept under the key ~client
         self.limit(ram_bytes, device_bytes)
 
@@ -150,7 +149,6 @@ class ClientVectors:
 
     def commit(self) -> None:
         """Let what was written since the last commit last: the round has ended well."""
-        self.commits += 1
         for client in self.pending:
             self._drop(client)
             for pool in self.pools:

@@ -81,6 +81,8 @@ class Clock:
         """
         seconds, started, lost = 0.0, 0, 0
         cohort = np.sort(cohort[self.work[cohort] > 0])
+        if not len(cohort):  # Poisson sampling may draw nobody
+            return Outcome(reported=cohort, seconds=0.0, started=0, lost=0)
         for attempt in range(_MAX_ATTEMPTS):
             occasion = round + (attempt << 32)
             clients = cohort[self.devices.available(cohort, occasion)]

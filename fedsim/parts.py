@@ -1,12 +1,13 @@
 """The parts of a run that depend on one another: what does not fit, the way of updates, and the server."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor
 
 from fedsim.algorithms import Algorithm
-from fedsim.algorithms.base import update_size
+from fedsim.algorithms.base import equal_weights, update_size
 from fedsim.algorithms.traffic import traffic
 from fedsim.arrivals import make_arrivals
 from fedsim.async_server import AsyncServer
@@ -49,10 +50,10 @@ def refuse_misfits(
             f"server.group_rounds={server.group_rounds} needs an algorithm of rounds whose clients send their update "
             f"and nothing else; {algorithm.name} does more: set group_rounds=1"
         )
-    if server.partial_work and (elsewhere or server.group_rounds > 1):
+    if server.partial_work and server.group_rounds > 1:
         raise ValueError(
-            "server.partial_work tells each client when to stop, which neither other processes nor groups learn yet: "
-            "use transport=inprocess and server.group_rounds=1"
+            "server.partial_work tells each client when to stop in its one round, and a group has several: set "
+            "server.group_rounds=1"
         )
     if server.arrivals is not None and algorithm.asynchronous is None:
         raise ValueError(
@@ -104,7 +105,12 @@ def make_uplink(
             f"server.group_rounds={server.group_rounds}: a group sends one update for all of its clients, where "
             "transforms, attacks and aggregators other than the mean need each client's: set group_rounds=1"
         )
-    return Uplink(
+    if algorithm.weights not in (None, equal_weights) and aggregator != mean():
+        raise ValueError(
+            f"algorithm={algorithm.name} weighs clients itself, where aggregator={aggregator.name} has its own way: "
+            "choose another algorithm, or aggregator=mean with aggregator.equal_weights=false"
+        )
+    uplink = Uplink(
         transforms=[t if t.fit is None else t.fit(model.layout) for t in transforms],
         aggregator=aggregator,
         attack=attack,
@@ -114,6 +120,17 @@ def make_uplink(
         like=model.vector,
         seed=seed,
     )
+    if uplink.private and algorithm.weights not in (None, equal_weights):
+        raise ValueError(
+            f"algorithm={algorithm.name} weighs clients itself, where privacy has all of them count the same: choose "
+            "another algorithm, or leave the noise out"
+        )
+    if uplink.private and server.over_selection > 1:
+        raise ValueError(
+            "server.over_selection: who counts depends on how fast the others are, so that one client changes more "
+            "than its own update and no epsilon is known: set server.over_selection=1, or leave the noise out"
+        )
+    return uplink
 
 
 def make_server(
@@ -129,6 +146,7 @@ def make_server(
     elsewhere: bool,
     uplink: Uplink | None,
     draw: Callable[[int], Tensor],
+    settled: Callable[[], AbstractContextManager[None]],
     seed: int,
 ) -> Server | AsyncServer:
     """The server of a run, which begins with a copy of the model's vector.
@@ -141,6 +159,7 @@ def make_server(
         elsewhere: whether other processes train, once `transport` has been replaced by theirs.
         uplink: what happens to updates beside their mean.
         draw: i -> (P + Q,) another initial model.
+        settled: what clients have written in it lasts if it ends well.
         seed: of the run.
     """
     sizes = dataset.train.sizes
@@ -162,4 +181,15 @@ def make_server(
         )
         return AsyncServer(vector, model.num_parameters, sizes, arrivals=arrivals, **common)
     clock = make_clock(devices, sizes, local, server, **timed)
-    return Server(vector, model.num_parameters, sizes, sampler=sampler, seed=seed, clock=clock, uplink=uplink, **common)
+    return Server(
+        vector,
+        model.num_parameters,
+        sizes,
+        message_bytes=(down, up),
+        sampler=sampler,
+        seed=seed,
+        clock=clock,
+        uplink=uplink,
+        settled=settled,
+        **common,
+    )

@@ -93,12 +93,11 @@ def _record(
     if config:
         files.write_config(config)
     files.write_partition(outline(simulation.dataset))
-    saved, commits = server.round, {name: state.commits for name, state in states.items()}
+    saved = server.round
     shown = False if tracking.quiet else tracking.progress
     with Progress(num_rounds, done=server.round, enabled=shown) as progress:
         try:
             for metrics in simulation.rounds():
-                commits = {name: state.commits for name, state in states.items()}
                 if isinstance(server, AsyncServer):
                     files.log_arrivals(server.arrived)
                 files.log(metrics)
@@ -109,12 +108,11 @@ def _record(
                     simulation.save(directory, config)
                     saved = server.round
         except KeyboardInterrupt:
-            # What is saved must be of one round: its row is written, and nothing of the next one lasts yet.
+            # What is saved must be of one round: its row is written, and nothing of the next one has moved.
             logged = files.rows[-1]["round"] if files.rows else 0
             for state in states.values():
                 state.rollback()
-            whole = not server.moving and commits == {name: state.commits for name, state in states.items()}
-            if checkpoint.every and whole and server.round > saved and server.round == logged:
+            if checkpoint.every and not server.moving and server.round > saved and server.round == logged:
                 files.sync()
                 simulation.save(directory, config)
             raise

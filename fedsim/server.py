@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import numpy as np
@@ -35,10 +36,12 @@ class Server:
         sizes: (C,) training samples of each client.
         algorithm, sampler, transport: what to do, with whom, and where.
         draw: i -> (P + Q,) another initial model, for an algorithm that has several.
+        message_bytes: to and from each client in a round.
         schedule: of the server's learning rate.
         seed: of the run.
         clock: who reports in time; None: everybody, and nobody looks at the time.
         uplink: the server's side of what happens to updates; None: they are averaged, and no more.
+        settled: what clients have written in it lasts if it ends well (`ClientMemory.settled`).
     """
 
     def __init__(
@@ -51,21 +54,26 @@ class Server:
         sampler: Sampler,
         transport: Transport,
         draw: Callable[[int], Tensor],
+        message_bytes: tuple[int, int],
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008 (frozen)
         seed: int,
         clock: Clock | None = None,
         uplink: Uplink | None = None,
+        settled: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.vector, self.num_parameters, self.sizes, self.seed = vector, num_parameters, sizes, seed
         self.algorithm, self.sampler, self.transport = algorithm, sampler, transport
-        self.schedule, self.clock, self.uplink = schedule, clock, uplink
+        self.schedule, self.clock, self.uplink, self.settled = schedule, clock, uplink, settled
         self.state = algorithm.server_init(vector, Setup(num_parameters=num_parameters, sizes=sizes, draw=draw))
-        self.round, self.moving = 0, False
+        self.round, self.moving, self.message_bytes = 0, False, message_bytes
         self.order = OrderWatch()
 
     @flushed_denormals()
     def run_round(self) -> Metrics:
-        """One round: draw the cohort, train it, move the global model. After an error in training nothing has moved."""
+        """One round: draw the cohort, train it, move the global model.
+
+        After an error nothing has moved, nor what clients keep, unless the server itself was about to move (`moving`).
+        """
         begin = time.perf_counter()
         round = self.round + 1
         cohort = self.sampler(self.seed, round)
@@ -76,27 +84,29 @@ class Server:
         if not self.sizes[cohort].any() and not (self.uplink and self.uplink.private):
             raise ValueError(f"round {round}: no client of the cohort has a training sample; sample more clients")
         state = self.state
-        bytes_up, before = 0, {}
-        if self.algorithm.prelude is not None:
-            _, before, state = self._step(round, cohort, state, self.algorithm.prelude)
-            bytes_up += before["bytes_up"]
-        update_norm, sums, self.state = self._step(round, cohort, state, self.algorithm, max_steps)
-        self.round = round
+        before: Metrics = {}
         timing: Metrics = {}
-        if self.clock is not None and outcome is not None:
-            self.clock.seconds += outcome.seconds
-            timing = self.clock.metrics(outcome)
-        if self.uplink is not None:
-            self.uplink.commit()
+        with self.settled():
+            if self.algorithm.prelude is not None:
+                _, before, state = self._step(round, cohort, state, self.algorithm.prelude)
+            update_norm, sums, self.state = self._step(round, cohort, state, self.algorithm, max_steps)
+            self.round = round
+            if self.clock is not None and outcome is not None:
+                self.clock.seconds += outcome.seconds
+                timing = self.clock.metrics(outcome)
+            if self.uplink is not None:
+                self.uplink.commit()
         self.moving = False
+        bytes_down, bytes_up = (int(sums["clients"]) * size for size in self.message_bytes)
         return {
             "round": round,
             "train_loss": _mean_loss(sums),
             "update_norm": update_norm,
             "clients": int(sums["clients"]),
             "samples": int(sums["samples"]),
-            **timing,
-            "bytes_up": int(bytes_up + sums["bytes_up"]),
+            "bytes_down": bytes_down,
+            "bytes_up": bytes_up,
+            **timing,  # with devices the model also goes to clients that do not report
             **({} if self.uplink is None else self.uplink.figures),
             "seconds": time.perf_counter() - begin,
             "peak_memory_bytes": peak_memory_bytes(self.vector.device),
@@ -166,12 +176,7 @@ class Server:
             partial = self.transport.run_round(self._job(round, cohort, state, record, max_steps))
         sums, size = partial.metrics, len(self.vector)
         self.order.look(partial)
-        if self.uplink is None:
-            mean = partial.take_mean()
-            sums = sums | {"bytes_up": sums["clients"] * len(mean) * self.vector.itemsize}
-        else:
-            mean = self.uplink.close(partial, round, cohort)
-            sums = sums | {"bytes_up": sums["clients"] * self.uplink.bytes_per_update}
+        mean = partial.take_mean() if self.uplink is None else self.uplink.close(partial, round, cohort)
         update_norm = torch.linalg.vector_norm(mean[: self.num_parameters]).item()
         if not math.isfinite(update_norm):
             raise ValueError(f"round {round}: the mean update is not finite; lower local.learning_rate")
@@ -179,8 +184,8 @@ class Server:
             number=round,
             num_parameters=self.num_parameters,
             sums=split(mean[size:], lengths(record.sums, self.num_parameters, size)),
-            train_loss=_mean_loss(sums),
-            weight=weight,
+            train_loss=None if self.uplink is not None and self.uplink.mechanism is not None else _mean_loss(sums),
+            weight=weight if self.uplink is None else self.uplink.weight(weight),
             total=lambda: self._weight(np.arange(len(self.sizes)), state),
         )
         factor = self.schedule.at(round)

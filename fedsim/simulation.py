@@ -126,6 +126,7 @@ class Simulation:
             elsewhere=transport is not None,
             uplink=self.uplink,
             draw=lambda i: draw_model(model, dataset, seed, i).to(self.model.device),
+            settled=lambda: self.trainer.memory.settled(),  # of the trainer that trains then
             seed=seed,
         )
         if isinstance(trainer, Auto):

@@ -1,5 +1,6 @@
 """The Python API: what a notebook does."""
 
+import dataclasses
 import json
 import time
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 import fedsim
+from fedsim import algorithms
 from fedsim.data.federated import FederatedDataset, Split
 from fedsim.models import logistic
 from fedsim.train.serial import SerialTrainer
@@ -77,6 +79,40 @@ def test_a_hundred_thousand_clients_cost_no_more_a_round_than_a_thousand():
     assert time.process_time() - begin < 20
     assert all(m["clients"] == 100 for m in metrics)
     assert len(simulation.clients()) == num_clients
+
+
+@pytest.mark.parametrize("name", ["scaffold", "ditto", "ifca"])
+def test_a_round_that_fails_after_its_training_moves_nothing_that_clients_keep(make_dataset, name):
+    """The mean is not finite: the run may go on as if the round had not been, with IFCA's first pass too."""
+    settings = {"server": fedsim.ServerConfig(num_rounds=4, clients_per_round=3), "trainer": SerialTrainer}
+    simulation, expected = (
+        fedsim.Simulation(
+            make_dataset([9, 5, 7, 8]), logistic, algorithm=getattr(algorithms, name)(), device="cpu", **settings
+        )
+        for _ in range(2)
+    )
+    server, kept = simulation.server, simulation.trainer.clients
+    server.run_round()
+    before, vector = kept.read(kept.written), server.vector.clone()
+    with pytest.MonkeyPatch.context() as patch:
+        real = server.transport.run_round
+
+        def overflown(job):
+            partial = real(job)
+            return partial if job.prelude else dataclasses.replace(partial, total=partial.total * torch.inf)
+
+        patch.setattr(server.transport, "run_round", overflown)
+        with pytest.raises(ValueError, match="round 2: the mean update is not finite"):
+            server.run_round()
+    assert torch.equal(kept.read(kept.written), before)
+    assert torch.equal(server.vector, vector)
+    for _ in range(2):
+        server.run_round()
+    for _ in range(3):
+        expected.server.run_round()
+    assert torch.equal(server.vector, expected.server.vector)
+    others = expected.trainer.clients
+    assert torch.equal(kept.read(kept.written), others.read(others.written))
 
 
 @pytest.mark.gpu

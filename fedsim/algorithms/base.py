@@ -152,15 +152,16 @@ class Round:
         number: the round, from 1.
         num_parameters: P, where the running statistics begin in the vector and in the mean.
         sums: float64 weighted means of the vectors in `Algorithm.sums`, by name.
-        train_loss: mean loss over the samples seen, each before its step.
-        weight: sum of the weights of the clients that trained.
+        train_loss: mean loss over the samples seen, each before its step; None in a private run, where the model must
+            not follow what carries no noise.
+        weight: sum of the weights of the clients that trained; with central privacy of those that were expected.
         total: gives the sum of the weights of all clients, sampled or not.
     """
 
     number: int
     num_parameters: int
     sums: Mapping[str, Tensor]
-    train_loss: float
+    train_loss: float | None
     weight: float
     total: Callable[[], float]
 

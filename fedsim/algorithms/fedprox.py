@@ -43,16 +43,22 @@ def fedprox(proximal_weight: float = 0.01, adaptive: bool = False) -> Algorithm:
         }
 
     def server_step(vector: Tensor, mean: Tensor, state: ServerState, round: Round) -> ServerState:
+        loss = round.train_loss
+        if loss is None:
+            raise ValueError(
+                "algorithm=fedprox algorithm.adaptive=true follows the clients' loss, which no noise hides, so no "
+                "epsilon would hold: set algorithm.adaptive=false"
+            )
         vector.add_(mean.to(vector.dtype))
         weight, before = state["proximal_weight"], float(state["loss"])
-        falls = int(state["falls"]) + (round.train_loss < before < float("inf"))
-        if round.train_loss > before:
+        falls = int(state["falls"]) + (loss < before < float("inf"))
+        if loss > before:
             weight, falls = weight + _STEP, 0
         elif falls == _PATIENCE:
             weight, falls = (weight - _STEP).clamp(min=0.0), 0
         return {
             "proximal_weight": weight,
-            "loss": torch.tensor([round.train_loss], dtype=torch.float64),
+            "loss": torch.tensor([loss], dtype=torch.float64),
             "falls": torch.tensor([falls]),
         }
 

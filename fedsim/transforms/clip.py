@@ -45,7 +45,9 @@ def adaptive_clip(
     Learning with Adaptive Clipping", algorithm 1.
 
     Each client tells whether its norm is at most C; the server moves C <- C exp(-eta (b - gamma)) by the noisy share
-    b of those.
+    b of those. In a private run a client counts as 1/2 or -1/2 and the count has 1/2 added again, as in the proof of
+    theorem 1: only then does a client that comes or stays away move the count by no more than 1/2. So whoever was
+    expected and did not come counts as a half.
 
     Args:
         quantile: gamma, in [0, 1].
@@ -73,10 +75,10 @@ def adaptive_clip(
 
     def server_step(closing: Closing) -> State:
         noise = torch.randn((), generator=closing.generator(torch.device("cpu")), dtype=torch.float64).item()
-        clients = closing.cohort_size
-        if not closing.noise_multiplier:  # without privacy: of those that came
-            clients = max(1.0, closing.sums.get("clipped", 0.0) + closing.sums.get("unclipped", 0.0))
-        share = (closing.sums.get("unclipped", 0.0) + (closing.count_noise or 0.0) * noise) / clients
+        longer, shorter = (closing.sums.get(name, 0.0) for name in ("clipped", "unclipped"))
+        # without privacy: of those that came
+        clients = closing.cohort_size if closing.noise_multiplier else max(1.0, longer + shorter)
+        share = 0.5 + ((shorter - longer) / 2 + (closing.count_noise or 0.0) * noise) / clients
         return {"norm": closing.state["norm"] * math.exp(-learning_rate * (share - quantile))}
 
     def deviation(cohort_size: float, noise_multiplier: float) -> float:

@@ -58,6 +58,7 @@ def share_message(job: Job, number: int) -> Message:
             "cohort": torch.from_numpy(job.cohort),
             "sizes": torch.from_numpy(job.sizes),
             "broadcast": job.broadcast,
+            **({} if job.max_steps is None else {"max_steps": torch.from_numpy(job.max_steps)}),
             **{f"uplink/{name}": value for name, value in job.uplink.items()},
             **_pack(job.rows),
         },
@@ -75,6 +76,7 @@ def job_of(message: Message) -> Job:
         cohort=tensors["cohort"].numpy(),
         sizes=tensors["sizes"].numpy(),
         broadcast=tensors["broadcast"],
+        max_steps=tensors["max_steps"].numpy() if "max_steps" in tensors else None,
         rows=_unpack(tensors),
         uplink={name.removeprefix("uplink/"): t for name, t in tensors.items() if name.startswith("uplink/")},
     )

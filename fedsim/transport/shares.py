@@ -250,5 +250,6 @@ def _joined(jobs: Iterable[Job]) -> Job:
     first, *rest = jobs
     if not rest:
         return first
-    cohort = np.concatenate([first.cohort, *(j.cohort for j in rest)])
-    return replace(first, cohort=cohort, sizes=np.concatenate([first.sizes, *(j.sizes for j in rest)]))
+    cohort, sizes = (np.concatenate([getattr(j, name) for j in (first, *rest)]) for name in ("cohort", "sizes"))
+    stops = [j.max_steps for j in (first, *rest) if j.max_steps is not None]  # of all jobs of a round, or of none
+    return replace(first, cohort=cohort, sizes=sizes, max_steps=np.concatenate(stops) if stops else None)

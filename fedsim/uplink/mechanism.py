@@ -26,6 +26,11 @@ def mechanism_of(
     (noise,) = noisy
     delta = noise.delta if noise.delta is not None else float(max(2, num_clients)) ** -1.1
     if noise.local_noise_multiplier:
+        if any(t.count_noise is not None for t in transforms):
+            raise ValueError(
+                f"{names}: adaptive_clip has clients tell the server how long their updates are, which {noise.name} "
+                "does not hide: leave it out, for local noise clips by a norm of its own"
+            )
         return Mechanism(
             scheme="local",
             noise_multiplier=noise.local_noise_multiplier,

@@ -124,6 +124,11 @@ class Uplink:
             piece=piece,
         )
 
+    def weight(self, came: float) -> float:
+        """The weight that the mean stands for: of the clients that came, or, where privacy hides how many these were,
+        of those that were expected."""
+        return self.mechanism.cohort_size if self.private and self.mechanism is not None else came
+
     def empty(self) -> PartialAverage:
         """What a round gives in which nobody came: privately that too is a round, and its noise hides it."""
         self.pipeline.begin()
@@ -134,8 +139,8 @@ class Uplink:
     def close(self, partial: PartialAverage, round: int, cohort: np.ndarray) -> Tensor:
         """The server's side: the mean (P + Q + ...,) float64 that moves the model, in the place of the total."""
         mean, cohort_size = partial.take_mean(), float(len(cohort))
-        if self.private and self.mechanism is not None:
-            cohort_size = self.mechanism.cohort_size
+        if self.private:
+            cohort_size = self.weight(partial.weight)
             mean *= partial.weight / cohort_size
         mean, self.figures = self.pipeline.close(mean, partial.metrics, round=round, cohort_size=cohort_size)
         if self.attack is not None:

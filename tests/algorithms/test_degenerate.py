@@ -16,6 +16,7 @@ from fedsim.train.serial import SerialTrainer
 SIZES = [12, 20, 8, 4, 16]
 LOCAL = LocalConfig(batch_size=4, num_epochs=2, learning_rate=0.1, momentum=0.5)
 PLAIN = LocalConfig(batch_size=4, num_epochs=2, learning_rate=0.1)
+ONE = LocalConfig(batch_size=None, learning_rate=0.1)
 
 
 def equal_fedavg():
@@ -53,6 +54,19 @@ CASES = {
         3,
         LOCAL,
     ),
+    # v begins with tau^2 and stays there: eta / (2 tau) = 1
+    "fedadagrad with a large tau": (lambda: algorithms.fedadagrad(2e6, 0.0, 1e6), algorithms.fedavg, 3, LOCAL),
+    "fedadam with a large tau": (
+        lambda: algorithms.fedadam(2e6, 0.0, 1 - 1e-13, 1e6),
+        algorithms.fedavg,
+        3,
+        LOCAL,
+    ),
+    "fedyogi with a large tau": (lambda: algorithms.fedyogi(2e6, 0.0, 0.99, 1e6), algorithms.fedavg, 3, LOCAL),
+    # one step of all samples: at the global model the correction is what it corrects
+    "mime in one step without momentum": (lambda: algorithms.mime(0.0), algorithms.fedavg, 3, ONE),
+    # theta = w - g / lambda, and w - eta lambda (w - theta) = w - eta g
+    "pfedme in one step": (lambda: algorithms.pfedme(4.0, 0.25, 1), algorithms.fedavg, 3, ONE),
     # full batches, one step: both are a step along the gradient of all samples
     "fedsgd in minibatches": (
         algorithms.fedsgd,
@@ -77,7 +91,7 @@ def test_degenerate_setting_is_the_parent(make_dataset, case):
             dataset,
             lambda s, c: logistic(s, c).double(),
             algorithm=algorithm,
-            local=LocalConfig(batch_size=None, learning_rate=0.1) if whole else local,
+            local=ONE if whole else local,
             server=ServerConfig(num_rounds=3, clients_per_round=4),
             trainer=SerialTrainer,
             device="cpu",

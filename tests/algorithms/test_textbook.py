@@ -15,6 +15,8 @@ from fedsim.config import LocalConfig
 
 ROUNDS, ETA = 3, 0.1
 LOCAL = LocalConfig(batch_size=6, num_epochs=2, learning_rate=ETA)
+# Five steps: a pass and a part of the next one, which some of the samples are not in.
+STEPS = LocalConfig(batch_size=6, num_steps=5, learning_rate=ETA)
 
 
 def average(loop):
@@ -72,6 +74,11 @@ def fedavgm(d, memory):
     return 0.5 * memory["v"]
 
 
+def nesterov(d, memory):
+    memory["v"] = 0.8 * memory.get("v", 0) + d
+    return 0.5 * (d + 0.8 * memory["v"])
+
+
 def adaptive(second, beta1):
     def move(d, memory):
         memory["m"] = beta1 * memory.get("m", 0) + (1 - beta1) * d
@@ -117,7 +124,7 @@ def feddyn(p):
     return theta
 
 
-def fednova(momentum, mu):
+def fednova(momentum, mu, decay=0.0, nesterov=False):
     """||a||_1 from the definition: the local rule is linear in the gradients, so a_j is the response to the j-th."""
 
     def response(steps):
@@ -125,8 +132,9 @@ def fednova(momentum, mu):
         for j in range(steps):
             moved = velocity = 0.0
             for k in range(steps):
-                velocity = momentum * velocity + (1.0 if k == j else 0.0) - ETA * mu * moved
-                moved = moved + velocity
+                slope = (1.0 if k == j else 0.0) - ETA * (mu + decay) * moved
+                velocity = momentum * velocity + slope
+                moved = moved + (slope + momentum * velocity if nesterov else velocity)
             total += moved
         return total
 
@@ -137,8 +145,9 @@ def fednova(momentum, mu):
             for i in cohort:
                 y, v, batches = w, torch.zeros(52).double(), list(p.batches(i, t))
                 for batch in batches:
-                    v = momentum * v + p.grad(y, batch) + mu * (y - w)
-                    y = y - ETA * v
+                    g = p.grad(y, batch) + mu * (y - w) + decay * y
+                    v = momentum * v + g
+                    y = y - ETA * (g + momentum * v if nesterov else v)
                 norms.append(response(len(batches)))
                 quotients.append((y - w) / norms[-1])
             q = p.weights(cohort)
@@ -265,6 +274,7 @@ CASES = {
         dataclasses.replace(LOCAL, num_epochs=4, straggler_share=0.5),
     ),
     "fedavgm": (lambda: algorithms.fedavgm(0.8, 0.5), server_optimizer(fedavgm), LOCAL),
+    "fedavgm nesterov": (lambda: algorithms.fedavgm(0.8, 0.5, nesterov=True), server_optimizer(nesterov), LOCAL),
     "fedadagrad": (
         lambda: algorithms.fedadagrad(0.05, 0.3, 1e-2),
         server_optimizer(adaptive(lambda v, d: v + d**2, 0.3)),
@@ -281,15 +291,23 @@ CASES = {
         LOCAL,
     ),
     "scaffold option 1": (lambda: algorithms.scaffold(1, 0.9), scaffold(1), LOCAL),
+    "scaffold option 1 in steps": (lambda: algorithms.scaffold(1, 0.9), scaffold(1), STEPS),
     "scaffold option 2": (lambda: algorithms.scaffold(2, 0.9), scaffold(2), LOCAL),
     "feddyn": (lambda: algorithms.feddyn(0.2), feddyn, LOCAL),
     "fednova": (algorithms.fednova, fednova(0.0, 0.0), LOCAL),
     "fednova momentum": (algorithms.fednova, fednova(0.9, 0.0), dataclasses.replace(LOCAL, momentum=0.9)),
     "fednova both": (lambda: algorithms.fednova(0.3), fednova(0.9, 0.3), dataclasses.replace(LOCAL, momentum=0.9)),
+    "fednova nesterov": (
+        lambda: algorithms.fednova(0.3),
+        fednova(0.8, 0.3, 0.2, nesterov=True),
+        dataclasses.replace(LOCAL, momentum=0.8, nesterov=True, weight_decay=0.2),
+    ),
     "mime": (lambda: algorithms.mime(0.7), mime(lite=False), LOCAL),
     "mimelite": (lambda: algorithms.mimelite(0.7), mime(lite=True), LOCAL),
     "qfedavg": (lambda: algorithms.qfedavg(1.5), qfedavg, LOCAL),
+    "qfedavg in steps": (lambda: algorithms.qfedavg(1.5), qfedavg, STEPS),
     "agnostic": (lambda: algorithms.agnostic_fedavg(None, 2, 0.3, 2), agnostic, LOCAL),
+    "agnostic in steps": (lambda: algorithms.agnostic_fedavg(None, 2, 0.3, 2), agnostic, STEPS),
     "fedsam": (lambda: algorithms.fedsam(0.2), fedsam, LOCAL),
     "fedexp": (lambda: algorithms.fedexp(1e-4), fedexp, LOCAL),
     "perfedavg first order": (lambda: algorithms.perfedavg(0.05), perfedavg(False), LOCAL),

@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fedsim import algorithms
 from fedsim.algorithms import fedavg
 from fedsim.algorithms.base import Kept
 from fedsim.algorithms.traffic import traffic
+from fedsim.config import LocalConfig
 from fedsim.models import logistic
 from fedsim.vector import FlatModel
 
@@ -28,3 +30,11 @@ def head(model: FlatModel) -> torch.Tensor:
 def test_traffic(changes, down, up):
     algorithm = replace(fedavg(), **changes)
     assert traffic(algorithm, FlatModel(logistic((12,), 4))) == (4 * down, 4 * up)
+
+
+@pytest.mark.parametrize(("name", "down", "up"), [("fedavg", 52, 52), ("scaffold", 104, 104), ("local_only", 0, 0)])
+def test_a_round_reports_what_its_clients_have_received_and_sent(make_problem, name, down, up):
+    """In float64: 8 bytes an element, and four clients a round."""
+    simulation, _ = make_problem(getattr(algorithms, name)(), LocalConfig())
+    metrics = simulation.server.run_round()
+    assert (metrics["bytes_down"], metrics["bytes_up"]) == (4 * 8 * down, 4 * 8 * up)

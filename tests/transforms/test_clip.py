@@ -52,7 +52,8 @@ def test_the_norm_finds_the_quantile_from_far_below(send):
 
 
 def test_a_private_count_is_divided_by_the_expected_cohort_and_noisy():
-    """8 of 10 that came are below, 20 were expected; the noise has the deviation that was asked for."""
+    """8 of 10 that came are below, 20 were expected: 1/2 + (8 - 2) / 2 / 20 = 0.65; the noise has the deviation that
+    was asked for."""
     transform = adaptive_clip(quantile=0.5, initial_norm=1.0, learning_rate=1.0, count_noise=3.0)
     assert transform.count_noise(20.0, 1.0) == 3.0
     assert adaptive_clip().count_noise(20.0, 1.0) == 1.0
@@ -63,8 +64,22 @@ def test_a_private_count_is_divided_by_the_expected_cohort_and_noisy():
         end = type(end)(**{**vars(end), "round": round})
         found.append(0.5 - math.log(float(transform.server_step(end)["norm"])))
     shares = torch.tensor(found)
-    assert shares.mean().item() == pytest.approx(8 / 20, abs=5 * 3 / 20 / 2000**0.5)
+    assert shares.mean().item() == pytest.approx(0.65, abs=5 * 3 / 20 / 2000**0.5)
     assert shares.std().item() == pytest.approx(3 / 20, rel=0.1)
+
+
+@pytest.mark.parametrize("came", [(0.0, 0.0), (8.0, 2.0), (3.0, 9.0)])
+def test_one_client_more_or_less_moves_a_private_count_by_a_half(came):
+    """Which is what the noise on it is counted for (`update_noise`: 2 sigma_b): the same noise, one client more."""
+    transform = adaptive_clip(quantile=0.5, initial_norm=1.0, learning_rate=1.0, count_noise=3.0)
+
+    def count(below, above):
+        end = closing(transform.server_init(), below, above, cohort_size=20, noise_multiplier=1.0, count_noise=3.0)
+        return -20 * math.log(float(transform.server_step(end)["norm"]))
+
+    below, above = came
+    assert count(below + 1, above) - count(below, above) == pytest.approx(0.5)
+    assert count(below, above + 1) - count(below, above) == pytest.approx(-0.5)
 
 
 @pytest.mark.parametrize(

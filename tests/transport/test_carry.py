@@ -11,6 +11,7 @@ from fedsim.aggregate import ClientRows, PartialAverage
 from fedsim.algorithms import ditto, fedadam, fedavg, feddyn, ifca, scaffold
 from fedsim.attacks import gaussian_attack, label_flip, little_is_enough, sign_flip
 from fedsim.checkpoint import Checkpoint
+from fedsim.devices import drawn
 from fedsim.robust import geometric_median, krum, mean, median, trimmed_mean
 from fedsim.train.serial import SerialTrainer
 from fedsim.train.vectorized import VectorizedTrainer
@@ -115,6 +116,23 @@ def test_what_happens_to_updates_is_the_same(net, few_rows, name, shape):
     for ours, theirs in zip(found, expected, strict=True):
         for key in theirs.keys() - {"seconds", "evaluate_seconds", "peak_memory_bytes"}:
             assert ours[key] == theirs[key], key
+
+
+@pytest.mark.parametrize("shape", ["2", "1-2-4"])
+def test_who_must_stop_for_the_deadline_stops_elsewhere_too(net, few_rows, shape):
+    """Four samples a second and five seconds for the work: clients with more than 20 send a part of theirs."""
+    devices = partial(drawn, samples_per_second=4.0)
+    rounds = {**ROUNDS, "deadline": 5.0, "partial_work": True}
+    net.algorithm, net.parts = scaffold, lambda: {"devices": devices}
+    simulation, alone = net.simulation(net.star, **rounds), net.alone(**rounds)
+    whole = net.alone(**ROUNDS)
+    net.parts = dict
+    grow(net, shape, SerialTrainer)
+    simulation.own.run_round = None
+    net.run(simulation)
+    equal(simulation, alone)
+    assert simulation.server.clock.seconds == alone.server.clock.seconds == 25.0
+    assert not torch.equal(alone.server.vector, whole.server.vector)
 
 
 def test_rules_and_vectors_of_clients_go_together(net, few_rows):

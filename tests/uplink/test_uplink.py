@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from fedsim.algorithms import agnostic_fedavg, fedprox
 from fedsim.algorithms.base import Algorithm, Kept
 from fedsim.attacks import gaussian_attack, little_is_enough, sign_flip
 from fedsim.config import LocalConfig, ServerConfig
+from fedsim.devices import drawn
 from fedsim.models import logistic, mlp
 from fedsim.robust import bulyan, geometric_median, krum, mean, median, trimmed_mean
 from fedsim.sampling import poisson, round_robin
@@ -46,12 +48,16 @@ def dataset(make_dataset):
 small = partial(mlp, hidden_sizes=(8,))
 
 
-def start(dataset, trainer=SerialTrainer, *, rounds=4, clients=8, model=small, local=None, **settings):
+def start(
+    dataset, trainer=SerialTrainer, *, rounds=4, clients=8, model=small, local=None, over_selection=1.0, **settings
+):
     return Simulation(
         dataset,
         lambda shape, classes: model(shape, classes).to(dataset.train.inputs.dtype),
         local=local or LocalConfig(batch_size=8, learning_rate=0.1),
-        server=ServerConfig(num_rounds=rounds, clients_per_round=clients, evaluate_every=0),
+        server=ServerConfig(
+            num_rounds=rounds, clients_per_round=clients, evaluate_every=0, over_selection=over_selection
+        ),
         trainer=trainer,
         device="cpu",
         **settings,
@@ -211,6 +217,33 @@ def test_under_poisson_the_denominator_is_fixed_and_nobody_is_a_round(dataset):
         run(start(dataset, sampler=poisson, clients=0.05), 30)
 
 
+def test_under_poisson_the_server_sees_who_was_expected_and_not_who_came(dataset):
+    """What moves with the number of those who came, or with their losses, would tell more than epsilon promises."""
+    seen = []
+
+    def server_step(vector, mean, state, around):
+        seen.append((around.weight, around.share, around.train_loss))
+        return state
+
+    listening = Algorithm(name="listening", server_step=server_step)
+    private = {"transforms": [clip(0.1), gaussian(1.0)], "sampler": poisson, "clients": 0.3}
+    _, metrics = run(start(dataset, algorithm=listening, **private), 6)
+    assert len({m["clients"] for m in metrics}) > 1
+    assert seen == [(3.0, 0.3, None)] * 6
+    for settings in (private, {"transforms": [local_gaussian()]}):
+        with pytest.raises(ValueError, match=r"adaptive=true follows the clients' loss, which no noise hides"):
+            run(start(dataset, algorithm=fedprox(adaptive=True), **settings), 1)
+
+
+def test_nobody_is_a_round_with_devices_too(dataset):
+    settings = {"sampler": poisson, "clients": 0.05, "devices": partial(drawn, latency=0.5)}
+    simulation = start(dataset, transforms=[clip(0.1), gaussian(1.0)], **settings)
+    _, metrics = run(simulation, 12)
+    came = [m["clients"] > 0 for m in metrics]
+    assert 0 < sum(came) < 12
+    assert np.diff([0.0, *(m["virtual_seconds"] for m in metrics)]).tolist() == [float(some) for some in came]
+
+
 def test_epsilon_is_in_the_metrics_and_the_summary(dataset):
     dp = pytest.importorskip("dp_accounting")
     from dp_accounting import rdp
@@ -242,7 +275,8 @@ def test_local_epsilon_counts_the_client_that_took_part_most(dataset):
 
 def test_bytes_up_are_those_of_the_updates_that_came(dataset):
     size = start(dataset).model.layout.size
-    assert run(start(dataset), 1)[1][0]["bytes_up"] == 8 * size * 8
+    plain = run(start(dataset), 1)[1][0]
+    assert (plain["bytes_down"], plain["bytes_up"]) == (8 * size * 8, 8 * size * 8)
     simulation = start(dataset, transforms=[random_k(0.1), qsgd(4)])
     assert run(simulation, 1)[1][0]["bytes_up"] == 8 * (math.ceil(round(0.1 * size) * 4 / 8) + 8)
     assert simulation.uplink.summary(1)["bytes_per_update"] * 8 == run(simulation, 1)[1][0]["bytes_up"]
@@ -297,6 +331,13 @@ def test_batch_norms_statistics_are_part_of_the_update(dataset):
         ({"transforms": [adaptive_clip(count_noise=0.0), gaussian(0.1)]}, "count_noise above 0.05"),
         ({"aggregator": bulyan(2)}, "Bulyan|bulyan with num_attackers=2 needs at least 4 f"),
         ({"transforms": [top_k(), sign()]}, "sign cannot follow"),
+        ({"transforms": [adaptive_clip(), local_gaussian()]}, "which local_gaussian does not hide: leave it out"),
+        ({"aggregator": mean(equal_weights=True), "algorithm": agnostic_fedavg()}, "agnostic_fedavg weighs clients"),
+        ({"transforms": [clip(), gaussian()], "algorithm": agnostic_fedavg()}, "where privacy has all of them count"),
+        (
+            {"transforms": [clip(), gaussian()], "devices": drawn, "over_selection": 1.2},
+            r"no epsilon is known: set server\.over_selection=1",
+        ),
     ],
 )
 def test_parts_that_do_not_fit_are_refused_at_once(dataset, settings, message):
