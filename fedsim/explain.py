@@ -55,7 +55,7 @@ def explain(error: BaseException, conf: Path) -> str:
         inner = str(cause).splitlines()[0]
         if match := re.search(r"ValueError raised while resolving interpolation: (.*)", inner):
             return match[1]
-        key = re.search(r"full_key: (\S+)", text + str(cause))
+        key = re.search(r"full_key: (\S+)", f"{text}\n{cause}")
         if key and key[1] not in inner:
             return f"{key[1]}: {inner}"
         return inner

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedsim.initial_model import draw_model
+from fedsim.initial_model import choose_device, draw_model
 from fedsim.models import logistic
 from fedsim.rng import forked_generators
 
@@ -31,6 +31,14 @@ def test_seeding_queues_nothing_for_gpus_that_are_not_in_use(monkeypatch):
         drawn = torch.rand(4)
     assert len(queued) == before
     assert torch.equal(drawn, torch.rand(4, generator=torch.Generator().manual_seed(3)))
+
+
+def test_a_gpu_of_a_number_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(ValueError, match="device=cuda:2, but there are 2 GPUs here, from cuda:0 on"):
+        choose_device("cuda:2")
 
 
 @pytest.mark.gpu
