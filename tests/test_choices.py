@@ -82,7 +82,7 @@ def test_the_configuration_that_is_shown_is_the_one_that_is_used(fedsim):
 
 
 def test_what_is_refused_is_not_shown(fedsim):
-    shown = fedsim(*SWAPPED, "model.hidden_sizes=[8]")
+    shown = fedsim("model.hidden_sizes=[8]", *SWAPPED)
     assert shown.code == 1
     assert shown.err.splitlines() == ["fedsim: error: model=logistic has no option model.hidden_sizes"]
     assert not shown.out

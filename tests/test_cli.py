@@ -116,6 +116,12 @@ MISTAKES = {
     ),
     "an option of the wrong type": (["data.num_clients=many"], "data.num_clients must be a whole number or null, got"),
     "a model larger than the memory": (["model=mlp", "model.hidden_sizes=[1000000000000]"], "out of memory ("),
+    "a model that takes no tokens": (
+        ["+experiment=shakespeare", "model=logistic", "data.num_clients=5", "server.num_rounds=1", "trainer=serial"],
+        "the model cannot take samples of shakespeare, of shape (80,) and type int64 (",
+    ),
+    "a bare word": (["femnist"], "'femnist' is no option: options are NAME=VALUE"),
+    "two experiments": (["+experiment=debug", "+experiment=fcube"], "experiment is given twice: a run has one, given"),
     "a mistake inside of a part": (
         ["partition=iid", "partition.holdout.test_fraction=2"],
         "error: partition.holdout.test_fraction must be in [0, 1), got 2",
