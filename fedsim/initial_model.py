@@ -1,14 +1,12 @@
 """The model as a run begins with it: drawn from the run's seed, the same on every node."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from fedsim.batch_norm import accept_single_values
 from fedsim.data.federated import FederatedDataset
-from fedsim.memory import out_of_memory
 from fedsim.pooling import pool_in_pairs
 from fedsim.rng import forked_generators, torch_stream
 from fedsim.vector import FlatModel
@@ -46,33 +44,6 @@ def build_model(dataset: FederatedDataset, model: nn.Module | ModelFactory, *, s
         torch.cuda.reset_peak_memory_stats(where)
     module = accept_single_values(_initialise(model, dataset, seed))
     return FlatModel(pool_in_pairs(module) if where.type == "cpu" else module, where)
-
-
-@contextmanager
-def told_if_unfit(dataset: FederatedDataset, model: FlatModel) -> Iterator[None]:
-    """Around the first steps of a run: an error that comes from a model which cannot take the data's samples says so.
-
-    The sample is tried only after such an error, so that a run that goes well pays nothing.
-
-    Raises:
-        ValueError: shape and type of what the model cannot take.
-    """
-    try:
-        yield
-    except (RuntimeError, IndexError, TypeError, NotImplementedError) as error:
-        if out_of_memory(error):
-            raise
-        sample = dataset.preprocess(dataset.train.inputs[:1].to(model.device))
-        try:
-            with torch.no_grad(), forked_generators():
-                model.module(sample)
-        except Exception as reason:
-            what = next(iter(str(reason).splitlines()), type(reason).__name__)
-            raise ValueError(
-                f"the model cannot take samples of {dataset.name}, of shape {tuple(sample.shape[1:])} and type "
-                f"{str(sample.dtype).removeprefix('torch.')} ({what}): choose another model= or data="
-            ) from error
-        raise
 
 
 def _initialise(model: nn.Module | ModelFactory, dataset: FederatedDataset, seed: int, draw: int = 0) -> nn.Module:

@@ -25,7 +25,7 @@ from fedsim.config import ClientStateConfig, EvaluateConfig, LocalConfig, Server
 from fedsim.data.federated import FederatedDataset
 from fedsim.devices import Devices
 from fedsim.examine import Examiner, Examines
-from fedsim.initial_model import ModelFactory, build_model, draw_model, told_if_unfit
+from fedsim.initial_model import ModelFactory, build_model, draw_model
 from fedsim.memory import free_memory_bytes
 from fedsim.parts import make_server, make_uplink, poisoned, refuse_misfits
 from fedsim.robust import Aggregator
@@ -129,18 +129,17 @@ class Simulation:
         )
         if isinstance(trainer, Auto):
             job = self.server.next_job()
-            with told_if_unfit(dataset, self.model):
-                self.choice = trainer.choose(
-                    dataset,
-                    self.model,
-                    algorithm,
-                    local,
-                    cohort=job.cohort,
-                    broadcast=job.broadcast,
-                    scale=job.scale,
-                    num_rounds=server.num_rounds,
-                    whole=self.uplink is not None,
-                )
+            self.choice = trainer.choose(
+                dataset,
+                self.model,
+                algorithm,
+                local,
+                cohort=job.cohort,
+                broadcast=job.broadcast,
+                scale=job.scale,
+                num_rounds=server.num_rounds,
+                whole=self.uplink is not None,
+            )
             if self.choice.num_slots:
                 self.own.trainer = self._make_trainer()
             set_threads(self.choice.num_threads)
@@ -168,8 +167,7 @@ class Simulation:
         job, trainer = self.server.next_job(), self.trainer
         if trainer.clients is not None or self.uplink is not None:  # which a trial would change
             trainer = self._make_trial()
-        with told_if_unfit(self.dataset, self.model):
-            needed = footprint(trainer, self.dataset.train, job.cohort, self.local, job.broadcast, job.scale)
+        needed = footprint(trainer, self.dataset.train, job.cohort, self.local, job.broadcast, job.scale)
         self.model.load(self.server.vector)
         require(needed, free_memory_bytes(self.model.device), self.local)
         return needed
