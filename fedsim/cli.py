@@ -49,7 +49,7 @@ def run_job(job: Callable[[DictConfig], object]) -> None:
         seen.clear()
     if {"--help", "-h"} & set(sys.argv):
         _list_groups_at_once()
-    Hydra.get_sanitized_cfg = _show_what_is_used
+    Hydra.get_sanitized_cfg = _show_what_is_used  # pyright: ignore[reportAttributeAccessIssue]
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
     except KeyboardInterrupt:
