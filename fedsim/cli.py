@@ -114,7 +114,7 @@ def _job(cfg: DictConfig) -> float | None:
         if _debugging() or not importlib.import_module("fedsim.memory").out_of_memory(error):
             raise
         what = next(iter(str(error).splitlines()), type(error).__name__)
-        less = "a smaller model or local.batch_size, or fewer trainer.num_slots need less"
+        less = "a smaller model or local.batch_size, fewer local steps, or fewer trainer.num_slots need less"
         _tell(ValueError(f"out of memory ({what}): {less}"))
     return None
 

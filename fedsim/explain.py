@@ -44,6 +44,10 @@ def explain(error: BaseException, conf: Path) -> str:
         return _unknown_choice(match[1], match[2], match[3].split())
     if match := re.search(r"Could not load '([^']*)/([^']*)'", text):
         return _unknown_choice(match[1], match[2], _options(conf, match[1]))
+    if match := re.search(r"Error parsing override '([^'=]*)'\s+missing EQUAL", text):
+        return f"{match[1]!r} is no option: options are NAME=VALUE, and an experiment is chosen with +experiment=NAME"
+    if match := re.search(r"Multiple values for ([a-z_/]+)\.", text):
+        return f"{match[1]} is given twice: a run has one, given as {'+' * (match[1] in _EXTRA_GROUPS)}{match[1]}=NAME"
     if "Config group override must be a string" in text:
         for group, choice in re.findall(r"^([a-z_/]+)=(.*)$", "\n".join(sys.argv[1:]), re.MULTILINE):
             if (options := _options(conf, group)) and choice not in options and not choice.startswith("["):
@@ -55,7 +59,7 @@ def explain(error: BaseException, conf: Path) -> str:
         inner = str(cause).splitlines()[0]
         if match := re.search(r"ValueError raised while resolving interpolation: (.*)", inner):
             return match[1]
-        key = re.search(r"full_key: (\S+)", text + str(cause))
+        key = re.search(r"full_key: (\S+)", f"{text}\n{cause}")
         if key and key[1] not in inner:
             return f"{key[1]}: {inner}"
         return inner

@@ -19,7 +19,7 @@ def choose_device(name: str) -> torch.device:
     """ "auto" is a GPU if there is one.
 
     Raises:
-        ValueError: a GPU is asked for and there is none, or something else.
+        ValueError: a GPU is asked for that is not there, or something else.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -27,7 +27,10 @@ def choose_device(name: str) -> torch.device:
         raise ValueError(f"device={name!r} is not supported: use auto, cpu, cuda or cuda:N")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device={name}, but PyTorch sees no GPU here; use device=auto or device=cpu")
-    return torch.device(name)
+    device = torch.device(name)
+    if device.index is not None and device.type == "cuda" and device.index >= torch.cuda.device_count():
+        raise ValueError(f"device={name}, but there are {torch.cuda.device_count()} GPUs here, from cuda:0 on")
+    return device
 
 
 def build_model(dataset: FederatedDataset, model: nn.Module | ModelFactory, *, seed: int, device: str) -> FlatModel:

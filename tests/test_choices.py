@@ -78,11 +78,11 @@ def test_the_configuration_that_is_shown_is_the_one_that_is_used(fedsim):
         "model=logistic has no option model.hidden_sizes, which +experiment=fcube sets for another choice: left out"
     ]
     assert "hidden_sizes" not in fedsim(*SWAPPED, "--package", "model").out
-    assert "hidden_sizes: " in fedsim("+experiment=fcube", "--cfg", "job").out
+    assert "hidden_sizes:" in fedsim("+experiment=fcube", "--cfg", "job").out
 
 
 def test_what_is_refused_is_not_shown(fedsim):
-    shown = fedsim(*SWAPPED, "model.hidden_sizes=[8]")
+    shown = fedsim("model.hidden_sizes=[8]", *SWAPPED)
     assert shown.code == 1
     assert shown.err.splitlines() == ["fedsim: error: model=logistic has no option model.hidden_sizes"]
     assert not shown.out

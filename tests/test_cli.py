@@ -91,6 +91,7 @@ MISTAKES = {
     "wrong type": (["local.batch_size=ten"], "local.batch_size: Value 'ten'"),
     "wrong value": (["local.learning_rate=-1"], "local.learning_rate must not be negative, got -1.0"),
     "unknown device": (["device=tpu"], "device must be auto, cpu, cuda or cuda:N"),
+    "a GPU without a number": (["device=cuda:x"], "device must be auto, cpu, cuda or cuda:N, got 'cuda:x'"),
     "unknown source": (["data.source=leav"], "data.source='leav' is unknown"),
     "no root": (["data.source=leaf"], "data.source=leaf needs data.root"),
     "missing root": (["data.root=/nowhere"], "/nowhere"),
@@ -106,11 +107,25 @@ MISTAKES = {
     "misspelt group": (["algoritm=fedavg"], "unknown option 'algoritm'; did you mean algorithm"),
     "misspelt tracker": (["tracking=[tensorbord]"], "tracking=tensorbord does not exist; did you mean tensorboard?"),
     "early stop without evaluations": (["server.patience=1", "server.evaluate_every=0"], "need server.evaluate_every"),
+    "an infinite rate": (["local.learning_rate=inf"], "local.learning_rate must be a finite number, got inf"),
+    "a decay that is no number": (["local.weight_decay=nan"], "local.weight_decay must be a finite number, got nan"),
+    "more steps than the memory can plan": (["local.num_epochs=1000000000000"], "fewer local steps"),
     "an option that a factory has not": (
         ["algorithm=fedprox", "+algorithm.proximal_wieght=1"],
         "unknown option 'algorithm.proximal_wieght'; did you mean algorithm.proximal_weight?",
     ),
     "an option of the wrong type": (["data.num_clients=many"], "data.num_clients must be a whole number or null, got"),
+    "a model larger than the memory": (["model=mlp", "model.hidden_sizes=[1000000000000]"], "out of memory ("),
+    "a model that takes no tokens": (
+        ["+experiment=shakespeare", "model=logistic", "data.num_clients=5", "server.num_rounds=1", "trainer=serial"],
+        "the model cannot take samples of shakespeare, of shape (80,) and type int64 (",
+    ),
+    "a bare word": (["femnist"], "'femnist' is no option: options are NAME=VALUE"),
+    "two experiments": (["+experiment=debug", "+experiment=fcube"], "experiment is given twice: a run has one, given"),
+    "a mistake inside of a part": (
+        ["partition=iid", "partition.holdout.test_fraction=2"],
+        "error: partition.holdout.test_fraction must be in [0, 1), got 2",
+    ),
     "no attack": (["attack=null"], "~attack leaves it out"),
     "images to a wrong model": (["model.num_classes=3"], "unknown option 'model.num_classes'"),
 }

@@ -39,6 +39,14 @@ def test_a_device_that_is_not_supported_is_refused(name):
         choose_device(name)
 
 
+def test_a_gpu_of_a_number_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(ValueError, match="device=cuda:2, but there are 2 GPUs here, from cuda:0 on"):
+        choose_device("cuda:2")
+
+
 @pytest.mark.gpu
 def test_the_generators_of_gpus_are_put_back():
     if not torch.cuda.is_available():

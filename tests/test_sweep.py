@@ -119,7 +119,7 @@ def test_a_job_of_a_sweep_leaves_nothing_alive(fedsim, monkeypatch):
     assert len(alive) == 6
     assert alive[2]["omegaconf.dictconfig.DictConfig"] > 0
     grown = {name: [n[name] for n in alive] for name in alive[-1] if alive[-1][name] > alive[2][name]}
-    assert grown == {}
+    assert grown.keys() == {"hydra.core.utils.JobReturn"}, grown  # by which Hydra keeps the values of all jobs
 
 
 def test_a_line_is_new_once_in_each_folder(tmp_path):

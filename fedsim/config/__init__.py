@@ -4,6 +4,7 @@ Nothing is imported here but the standard library, so that the command line answ
 module may use these.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,7 +71,7 @@ class Config:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
-        if self.device not in ("auto", "cpu", "cuda") and not self.device.startswith("cuda:"):
+        if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", self.device):
             raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
         if self.role not in ("local", "server", "scheduler", "worker"):
             raise ValueError(f"role must be local, server, scheduler or worker, got {self.role!r}")

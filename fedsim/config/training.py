@@ -30,6 +30,8 @@ class ScheduleConfig:
         kinds = ("constant", "step", "cosine", "inverse")
         if self.kind not in kinds:
             raise ValueError(f"schedule.kind={self.kind!r} does not exist; choose one of {', '.join(kinds)}")
+        if not math.isfinite(self.factor):
+            raise ValueError(f"schedule.factor must be a finite number, got {self.factor}")
         if not self.factor >= 0:
             raise ValueError(f"schedule.factor must not be negative, got {self.factor}")
         for name, least in (("every", 1), ("num_rounds", 1), ("warmup_rounds", 0)):
@@ -95,6 +97,9 @@ class LocalConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"local.{name} must be at least 1, got {value}")
+        for name in ("learning_rate", "weight_decay"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"local.{name} must be a finite number, got {getattr(self, name)}")
         if not self.learning_rate >= 0:
             raise ValueError(f"local.learning_rate must not be negative, got {self.learning_rate}")
         if not 0 <= self.momentum < 1:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fedsim.config import LocalConfig
 from fedsim.data.federated import FederatedDataset
+from fedsim.memory import out_of_memory
 from fedsim.objective import cross_entropy
 from fedsim.rng import forked_generators
 from fedsim.train.precision import autocast
@@ -178,19 +179,21 @@ def is_stochastic(model: FlatModel, dataset: FederatedDataset) -> bool:
     buffers and the generators are put back.
 
     Raises:
-        ValueError: the model draws from Python's or NumPy's global generator, which a run does not seed.
+        ValueError: the model draws from Python's or NumPy's global generator, which a run does not seed; or it cannot
+            take the sample.
     """
     module = model.module
-    for m in module.modules():  # seen without a trial: cuDNN's recurrent layers draw from a state of their own
-        if (isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0) or (isinstance(m, nn.RNNBase) and m.dropout > 0):
-            return True
+    layers = any(  # seen without a trial: cuDNN's recurrent layers draw from a state of their own
+        (isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0) or (isinstance(m, nn.RNNBase) and m.dropout > 0)
+        for m in module.modules()
+    )
     sample = dataset.preprocess(dataset.train.inputs[:1]).to(model.device)
     was_training, buffers = module.training, [(b, b.clone()) for b in module.buffers()]
     elsewhere = {"random": random.getstate, "numpy.random": np.random.get_state}
     with torch.no_grad(), forked_generators():
         before = [str(state()) for state in elsewhere.values()], _generator_states()
         try:
-            module.train()(torch.cat([sample, sample]))
+            _try(module.train(), torch.cat([sample, sample]), dataset.name)
             after = [str(state()) for state in elsewhere.values()], _generator_states()
         finally:
             module.train(was_training)
@@ -202,7 +205,25 @@ def is_stochastic(model: FlatModel, dataset: FederatedDataset) -> bool:
                 f"{type(module).__name__} draws from {name} in training, which a run cannot seed for each client: "
                 "draw from torch in its place"
             )
-    return any(not torch.equal(old, new) for old, new in zip(before[1], after[1], strict=True))
+    return layers or any(not torch.equal(old, new) for old, new in zip(before[1], after[1], strict=True))
+
+
+def _try(module: nn.Module, samples: Tensor, name: str) -> None:
+    """The samples' first way through the model: where it takes none like them, that is said.
+
+    Raises:
+        ValueError: shape and type of what the model cannot take.
+    """
+    try:
+        module(samples)
+    except (RuntimeError, IndexError, TypeError, NotImplementedError) as error:
+        if out_of_memory(error):
+            raise
+        what = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(
+            f"the model cannot take samples of {name}, of shape {tuple(samples.shape[1:])} and type "
+            f"{str(samples.dtype).removeprefix('torch.')} ({what}): choose another model= or data="
+        ) from error
 
 
 def _generator_states() -> list[Tensor]:
