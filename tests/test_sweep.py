@@ -172,7 +172,7 @@ def test_jobs_side_by_side_divide_the_threads(tmp_path):
 
 def test_submitit_runs_the_jobs(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs pip install 'fedsim[slurm]'")
-    on_slurm = run_in_process(tmp_path, *SWEEP, "+sweep=slurm", "seed=1,2", "--cfg", "hydra", "-p", "hydra.launcher")
+    on_slurm = run_in_process(tmp_path, "+sweep=slurm", "--cfg", "hydra", "-p", "hydra.launcher")
     assert "SlurmLauncher" in on_slurm.stdout, on_slurm.stderr
     done = run_in_process(tmp_path, *SWEEP, "hydra/launcher=submitit_local", "seed=1,2", "hydra.sweep.dir=sweep")
     assert done.returncode == 0, done.stderr
