@@ -363,6 +363,7 @@ def test_natural_keeps_clients_with_their_test_samples(order):
     made = Natural(num_clients=2).partition(dataset, seed=1)
     np.testing.assert_array_equal(made.order, np.concatenate([chosen.train.rows(c) for c in range(2)]))
     assert made.num_dropped == 600 - chosen.train.num_samples
+    assert len({tuple(Natural(num_clients=2)(dataset, seed=seed).client_ids) for seed in range(20)}) > 2
     whole = Natural().partition(dataset, seed=1)
     assert whole.seed is None
     assert whole.sizes.tolist() == [100, 150, 150, 200]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim.data.deal import LogNormal, dirichlet, dirichlet_sized, label_skew, pathological, shards
+from fedsim.data.deal import LogNormal, dirichlet, dirichlet_sized, iid, label_skew, pathological, shards
 from fedsim.data.deal.class_shares import _repair
 from fedsim.rng import stream
 
@@ -128,6 +128,7 @@ def test_a_class_with_fewer_samples_than_holders_is_refused():
 @pytest.mark.parametrize(
     ("rule", "options"),
     [
+        (iid, {}),
         (dirichlet, {"alpha": 1e9, "min_samples": 1}),
         (dirichlet_sized, {"alpha": 1e9}),
         (label_skew, {"classes_per_client": 1}),

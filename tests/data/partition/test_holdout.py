@@ -84,6 +84,11 @@ def test_validation_leaves_the_central_test_set_and_test_replaces_it(dataset):
     # training is on the same clients, less what was held out
     plain = Dirichlet(num_clients=4)(dataset, 0)
     assert set(tested.train.rows(2)) | set(tested.test.rows(2)) == set(plain.train.rows(2))
+    both = Dirichlet(num_clients=4, holdout=Holdout(validation_fraction=0.2, test_fraction=0.2))(dataset, 0)
+    assert both.validation is not None
+    assert both.test is not None
+    parts = np.concatenate([split.rows(2) for split in (both.train, both.validation, both.test)])
+    assert sorted(parts) == sorted(plain.train.rows(2)), "a sample is in two splits"
 
 
 def test_natural_clients_with_test_samples_are_not_asked_for_more():
