@@ -114,6 +114,8 @@ class FlatModel:
         """
         named = (*self.module.named_parameters(), *self.module.named_buffers())
         views, names = self.layout.views(vector), {id(tensor): name for name, tensor in named}
-        state = self.module.state_dict(keep_vars=True)
-        state = {name: views.get(names[id(tensor)], tensor) for name, tensor in state.items()}
+        state: dict[str, Tensor] = self.module.state_dict(keep_vars=True)
+        for name, tensor in state.items():
+            if names[id(tensor)] in views:
+                state[name] = views[names[id(tensor)]]
         return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
