@@ -4,6 +4,7 @@ The slots share no leaf, so the gradient of the sum of their losses holds each s
 result of `vmap(grad(...))`, without `torch.func.grad`, which imports the compiler: 150 MiB and two seconds.
 """
 
+import itertools
 import logging
 from collections.abc import Callable, Set
 from dataclasses import dataclass
@@ -179,12 +180,20 @@ class SlotGradient:
     def _prepare(self, arguments: tuple[Any, ...]) -> Callable[..., Any]:
         """The function that every step calls: traced, if a trial at other sizes proves that the trace is right."""
         with forked_generators() as reseed:
-            trial = self._example(arguments, 4, 3, 5)
+            # a layer may do something else with minibatches of the run's own size
+            trials = [self._example(arguments, *sizes) for sizes in ((4, 3, 5), (1, 1, arguments[-1].shape[1]))]
+
+            def results(function: Callable[..., Any]) -> list[list[Tensor]]:
+                found = []
+                for trial in trials:
+                    reseed(0)  # a random layer then draws the same numbers again
+                    found.append(pytree.tree_leaves(function(*trial)))
+                return found
+
             reasons = []
             for function in (self._by_autograd, self._by_functorch):
                 try:
-                    reseed(0)
-                    expected = function(*trial)
+                    expected = results(function)
                     break
                 except RuntimeError as error:
                     reasons.append(str(error).split("\n")[0])
@@ -193,25 +202,41 @@ class SlotGradient:
                     f"trainer=vectorized cannot train {type(self.twin).__name__} side by side ({reasons[-1]}); "
                     "use trainer=serial"
                 )
+            if self.randomness == "error":
+                self._refuse_meeting(function, arguments)
             if not self.traced:
                 return function
             try:
                 traced = trace(function, partial(self._example, arguments))
-                reseed(0)  # a random layer then draws the same numbers again
-                found = traced(*trial)
+                found = results(traced)
             except Exception as error:
                 log.warning("the batched step could not be traced and runs slower (%s)", str(error).split("\n")[0])
                 return function
         # the same operations in the same order: anything but rounding means that a size was misread
-        same = all(
-            torch.allclose(one, other, rtol=1e-3, atol=1e-5, equal_nan=True)
-            for f, e in zip(pytree.tree_leaves(found), pytree.tree_leaves(expected), strict=True)
-            for one, other in zip(f, e, strict=True)  # a slot at a time: a comparison takes four times what it compares
-        )
-        if not same:
+        if not all(_near(f, e, 1e-3) for f, e in zip(found, expected, strict=True)):
             log.warning("the traced step differs from the step itself, which runs instead, slower")
             return function
         return traced
+
+    def _refuse_meeting(self, function: Any, arguments: tuple[Any, ...]) -> None:
+        """A minibatch that is filled up must train as it does alone.
+
+        Raises:
+            ValueError: samples meet outside BatchNorm, or the model asks how many there are.
+        """
+        parameters, probes, *others, x, y, _ = self._example(arguments, 2, 3, 3)
+        for count in (1, 2):
+            found = []
+            for batch in (count, 3):
+                mask = (torch.arange(batch, device=x.device) < count).to(others[2].dtype).expand(2, batch)
+                cut = {name: probe[:, :batch] for name, probe in probes.items()}
+                gradients, (losses, *_) = function(parameters, cut, *others, x[:, :batch], y[:, :batch], mask)
+                found.append([losses, *gradients[0].values()])
+            if not _near(*found, 0.05 if self.precision == "bf16" else 1e-3):
+                raise ValueError(
+                    f"trainer=vectorized fills minibatches up to one size, but {type(self.twin).__name__} lets samples "
+                    "meet outside BatchNorm, or asks how many there are: use trainer=serial"
+                )
 
     @staticmethod
     def _example(arguments: tuple[Any, ...], n: int, history: int, batch: int) -> tuple[Any, ...]:
@@ -240,3 +265,14 @@ class SlotGradient:
         counts = batch - torch.arange(n, device=mask.device) % 3
         mask = (torch.arange(batch, device=mask.device) < counts[:, None]).to(mask.dtype)
         return (parameters, probes, buffers, bases, kept, *pytree.tree_map(draw, past), x, y, mask)
+
+
+def _near(found: list[Tensor], expected: list[Tensor], share: float) -> bool:
+    """Whether each differs by so small a share of its largest element, but for the rounding of what should be zero."""
+    largest = [e.abs().nan_to_num(posinf=1.0).max().item() if e.numel() else 0.0 for e in expected]
+    noise = 1e-5 * max(largest, default=0.0)
+    return all(
+        torch.allclose(f, e, rtol=share, atol=share * most + noise, equal_nan=True)
+        for tensors in zip(found, expected, largest, strict=True)
+        for f, e, most in zip(tensors[0], tensors[1], itertools.repeat(tensors[2]))  # a slot at a time, to save memory
+    )

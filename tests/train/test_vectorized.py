@@ -25,6 +25,7 @@ from fedsim.train.batched import (
     factorable,
     first_convolutions,
 )
+from fedsim.train.calibrate import Auto
 from fedsim.train.serial import SerialTrainer
 from fedsim.train.vectorized import VectorizedTrainer
 
@@ -310,3 +311,63 @@ def test_only_convolutions_that_see_the_samples_become_patches():
             return y + self.wide(x)[..., 2:-2, 2:-2] + self.grouped(x)
 
     assert first_convolutions(Model(), torch.randn(2, 1, 12, 12)) == {"first", "aside"}
+
+
+class _Asks(nn.Module):
+    """Normalises if there are several samples, as many write it for a last minibatch of one."""
+
+    def __init__(self, shape, num_classes):
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm1d(shape[0]), nn.Linear(shape[0], num_classes)
+
+    def forward(self, x):
+        return self.head(self.norm(x) if len(x) > 1 else x)
+
+
+class _Meets(nn.Module):
+    """Samples see their mean, outside BatchNorm."""
+
+    def __init__(self, shape, num_classes):
+        super().__init__()
+        self.head = nn.Linear(shape[0], num_classes)
+
+    def forward(self, x):
+        return self.head(x - x.mean(0))
+
+
+@pytest.mark.parametrize("model", [_Asks, _Meets])
+def test_a_model_whose_samples_meet_is_refused_and_auto_trains_it_serially(make_dataset, model):
+    """Minibatches are filled up, and what fills them would be seen: the result would be another, with no error."""
+    dataset = make_dataset(SIZES)
+    settings = {"server": ServerConfig(num_rounds=1, clients_per_round=3), "device": "cpu"}
+    simulation = Simulation(dataset, model, trainer=partial(VectorizedTrainer, num_slots=2), **settings)
+    with pytest.raises(ValueError, match=f"{model.__name__} lets samples meet outside BatchNorm.*use trainer=serial"):
+        next(iter(simulation.rounds()))
+    assert Simulation(dataset, model, trainer=Auto(cache=False), **settings).choice.num_slots == 0
+
+
+class _Moody(nn.Module):
+    """Does with minibatches of 21 or more what it does not do with smaller ones."""
+
+    def __init__(self, shape, num_classes):
+        super().__init__()
+        self.head = nn.Linear(shape[0], num_classes)
+
+    def forward(self, x):
+        return self.head(x * 2 if x.shape[0] > 20 else x)
+
+
+def test_a_trace_is_tried_at_the_minibatch_of_the_run(make_dataset, caplog):
+    """The trace, made at other sizes, does not know what the model does at this one: the step itself runs."""
+    dataset = make_dataset([30, 30])
+    local = LocalConfig(batch_size=30)
+
+    def final(trainer):
+        server = ServerConfig(num_rounds=2, clients_per_round=2)
+        simulation = Simulation(dataset, _Moody, local=local, server=server, trainer=trainer, device="cpu")
+        for _ in simulation.rounds():
+            pass
+        return simulation.server.vector
+
+    torch.testing.assert_close(final(partial(VectorizedTrainer, num_slots=2)), final(SerialTrainer))
+    assert "differs from the step itself" in caplog.text
