@@ -183,7 +183,7 @@ class Auto:
                     if not out_of_memory(error):
                         raise
                     log.info(f"trainer=auto ran out of memory with {n} slots")  # which libraries took for themselves
-                    break
+                    continue
                 worse = worse + 1 if rows[-1] != min(rows) else 0
             best = min(rows)
             for count in _thread_counts(threads, trial.broadcast.device):

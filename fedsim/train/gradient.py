@@ -218,7 +218,7 @@ class SlotGradient:
             return function
         return traced
 
-    def _refuse_meeting(self, function: Any, arguments: tuple[Any, ...]) -> None:
+    def _refuse_meeting(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         """A minibatch that is filled up must train as it does alone.
 
         Raises:
@@ -232,7 +232,8 @@ class SlotGradient:
                 cut = {name: probe[:, :batch] for name, probe in probes.items()}
                 gradients, (losses, *_) = function(parameters, cut, *others, x[:, :batch], y[:, :batch], mask)
                 found.append([losses, *gradients[0].values()])
-            if not _near(*found, 0.05 if self.precision == "bf16" else 1e-3):
+            alone, filled = found
+            if not _near(filled, alone, 0.05 if self.precision == "bf16" else 1e-3):
                 raise ValueError(
                     f"trainer=vectorized fills minibatches up to one size, but {type(self.twin).__name__} lets samples "
                     "meet outside BatchNorm, or asks how many there are: use trainer=serial"

@@ -277,10 +277,10 @@ def test_dropout_is_a_function_of_the_seed_and_leaves_the_global_generator_alone
     assert torch.equal(*runs)
 
 
-@pytest.mark.parametrize(("rate", "what"), [(1e30, "loss"), (float("inf"), "update")])
-def test_a_client_that_is_not_finite_is_named_and_nothing_moves(make_dataset, rate, what):
+@pytest.mark.parametrize("what", ["loss", "update"])
+def test_a_client_that_is_not_finite_is_named_and_nothing_moves(make_dataset, what):
     dataset = make_dataset([20, 20])
-    local = LocalConfig(batch_size=10 if what == "loss" else None, num_epochs=1, learning_rate=rate)
+    local = LocalConfig(batch_size=10 if what == "loss" else None, num_epochs=1, learning_rate=1e30)
     simulation = Simulation(
         dataset,
         lambda s, c: leaf_cnn((1, 4, 4), c, hidden_size=8) if len(s) == 3 else logistic(s, c),
