@@ -5,6 +5,7 @@ the same command goes on there: a job that has finished is not run again, one th
 checkpoint, and one that never began begins.
 """
 
+import contextlib
 import hashlib
 import importlib
 import json
@@ -18,6 +19,7 @@ import yaml
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from fedsim.config import CheckpointConfig, ServerConfig
 from fedsim.files import CHECKPOINT, holds_run
@@ -78,7 +80,8 @@ class SweepEnd(Callback):
     """Hydra calls it around the jobs: says at the end how many have finished, and what to do next."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        shutil.rmtree(Path(config.hydra.sweep.dir) / _TOLD, ignore_errors=True)  # a sweep that goes on tells again
+        with contextlib.suppress(OmegaConfBaseException):  # of a folder that is not there; told when it is used
+            shutil.rmtree(Path(config.hydra.sweep.dir) / _TOLD, ignore_errors=True)  # a sweep that goes on tells again
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Hydra keeps what each job has returned until the last one has ended, with the job's whole configuration and

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedsim.config import EvaluateConfig
 from fedsim.data.federated import Split
 from fedsim.evaluate import Evaluator
 from fedsim.examine import Examiner
@@ -27,7 +28,7 @@ def counted(monkeypatch):
 
 
 def examiner_of(dataset):
-    return Examiner(dataset, FlatModel(logistic((12,), 4)), max_samples=10, seed=0)
+    return Examiner(dataset, FlatModel(logistic((12,), 4)), EvaluateConfig(max_samples=10), seed=0)
 
 
 def owned(split):
