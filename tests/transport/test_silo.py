@@ -115,7 +115,8 @@ def test_a_silo_that_lost_a_process_joins_again_when_it_is_started_again(tmp_pat
     (member,) = psutil.Process(worker.pid).children()
     member.kill()
     told = "a process of this silo is gone: it trains no more; start it again, and it joins again"
-    assert finish(worker, 1).splitlines()[-1] == f"fedsim: error: {told}"
+    said = finish(worker, 1)
+    assert said.splitlines()[-1] == f"fedsim: error: {told}", said
     again = start(tmp_path, *silo, f"hydra.run.dir={tmp_path}/again")
     out = finish(server)
     finish(again)
