@@ -43,7 +43,8 @@ def main() -> None:
 
 def run_job(job: Callable[[DictConfig], object]) -> None:
     """Compose the configuration that the arguments describe and give it to `job`; a mistake becomes one line."""
-    os.environ["FEDSIM_TRACE"] = os.environ.get("HYDRA_FULL_ERROR", "0")
+    # what the user has asked for, and not what the command that has started this one has set
+    os.environ.setdefault("FEDSIM_TRACE", os.environ.get("HYDRA_FULL_ERROR", "0"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and the error becomes one line below
     for seen in (_mistakes, _places, sweep.unfinished):
         seen.clear()

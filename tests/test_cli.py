@@ -204,3 +204,13 @@ def test_a_user_who_asks_for_the_trace_gets_it(tmp_path):
     )  # fmt: skip
     assert done.returncode != 0
     assert "Traceback" in done.stderr
+
+
+def test_a_command_started_by_a_command_tells_its_mistakes_in_one_line_too(fedsim):
+    """Hydra is told to raise through the environment, which nodes of a run inherit."""
+    assert fedsim("+experiment=nothing").code == 1
+    assert os.environ["HYDRA_FULL_ERROR"] == "1"
+    command = [sys.executable, "-m", "fedsim", "role=worker", "transport.address=nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ))
+    assert done.returncode == 1
+    assert [line.startswith("fedsim: error: ") for line in done.stderr.splitlines()] == [True]
