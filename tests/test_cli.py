@@ -195,7 +195,7 @@ def test_quiet_says_only_what_is_wrong(fedsim):
 
 
 def test_a_user_who_asks_for_the_trace_gets_it(tmp_path):
-    env = {**os.environ, "HYDRA_FULL_ERROR": "1"}
+    env = {k: v for k, v in os.environ.items() if k != "FEDSIM_TRACE"} | {"HYDRA_FULL_ERROR": "1"}
     package = Path(__file__).resolve().parents[1]
     command = [sys.executable, "-m", "fedsim", "local.lerning_rate=1"]
     done = subprocess.run(
