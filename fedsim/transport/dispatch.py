@@ -18,7 +18,7 @@ from fedsim.aggregate import PartialAverage
 from fedsim.transport.answers import Unwanted, answer, traffic
 from fedsim.transport.base import Job, MakeJob
 from fedsim.transport.messages import share_message
-from fedsim.transport.shares import Child, Share
+from fedsim.transport.shares import Child, Share, hand
 from fedsim.transport.star import Star
 from fedsim.transport.wire import Message
 
@@ -139,12 +139,7 @@ class Dispatch:
         job = make_job(np.array([client]), version)
         if self.snapshot is None or self.snapshot[0] != version:
             self.snapshot = version, job.broadcast.to("cpu", copy=True)
-        if share.number < 0:
-            self.star.num_shares += 1
-            share.number = self.star.num_shares
-            self.running[share.number] = share
-        share.holders.append(child)
-        child.share, child.begun = share, time.monotonic()
+        hand(share, child, self.running, self.star)
         self.started += 1
         child.link.send(share_message(replace(job, broadcast=self.snapshot[1]), share.number))
 

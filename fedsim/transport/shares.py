@@ -94,6 +94,16 @@ class Share:
         return True
 
 
+def hand(share: Share, child: Child, running: dict[int, Share], star: "Star") -> None:
+    """The child trains the share from now on; its first one gives it a number and a place in `running`."""
+    if share.number < 0:
+        star.num_shares += 1
+        share.number = star.num_shares
+        running[share.number] = share
+    share.holders.append(child)
+    child.share, child.begun = share, time.monotonic()
+
+
 class Round:
     """Divides one job among the children of a star and adds up what they send back."""
 
@@ -180,12 +190,7 @@ class Round:
         return part if most is None else np.sort(part[np.argsort(-sizes[part], kind="stable")[:most]])
 
     def _give(self, child: Child, share: Share) -> None:
-        if share.number < 0:
-            self.star.num_shares += 1
-            share.number = self.star.num_shares
-            self.running[share.number] = share
-        share.holders.append(child)
-        child.share, child.begun = share, time.monotonic()
+        hand(share, child, self.running, self.star)
         rows = self.books.down(share.job.cohort)
         child.link.send(share_message(replace(share.job, rows=rows), share.number))
 

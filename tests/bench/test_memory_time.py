@@ -1,35 +1,19 @@
 """bench/memory_time.py at its smallest: it runs, its three modes agree, and its report has the promised shape."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-PROGRAM = Path(__file__).parents[2] / "bench" / "memory_time.py"
 TOO_MANY = 10**10  # clients: 8 TB of images
 
 
 @pytest.mark.slow  # two imports of PyTorch, one in the program and one in the process that its modes fork from
-def test_memory_time(tmp_path):
-    # A program finds the modules beside it unless this is set, as continuous integration does for the tests' sake.
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"}
-    out = tmp_path / "report.json"
+def test_memory_time(run, tmp_path):
     options = f"--model logistic --cohorts 3 {TOO_MANY} --rounds 2 --samples-per-client 6 --batch-size 4 --device cpu"
-    done = subprocess.run(
-        [sys.executable, str(PROGRAM), *options.split(), "--out", str(out)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = run("memory_time.py", options)
     assert "does not fit (needs" in done.stdout
-    assert str(tmp_path) not in out.read_text()
 
-    report = json.loads(out.read_text())
+    report = json.loads((tmp_path / "report.json").read_text())
     assert report["benchmark"] == "memory_time"
     assert report["command"].startswith("python bench/memory_time.py --model logistic --cohorts 3 ")
     assert report["device"] == "cpu"

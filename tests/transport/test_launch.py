@@ -59,6 +59,15 @@ def listening(process: psutil.Process) -> set[int]:
     return {c.laddr.port for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
 
 
+def nothing_is_left(nodes: dict[str, psutil.Process], ports: set[int]) -> None:
+    """Of a run that has ended."""
+    _, alive = psutil.wait_procs(nodes.values(), timeout=1)
+    assert not alive
+    for port in ports:
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
 def model(directory: Path) -> bytes:
     return (directory / "model.safetensors").read_bytes()
 
@@ -97,11 +106,7 @@ def test_kill_9_and_a_stop_in_the_middle_then_ctrl_c_and_resume(fedsim, tmp_path
     assert time.monotonic() - begin < 10 + SLACK
     assert "lost worker_0: its connection was closed" in out
     assert "lost worker_1: it has been silent for too long" in out
-    _, alive = psutil.wait_procs(nodes.values(), timeout=1)
-    assert not alive
-    for port in ports:
-        with socket.socket() as probe:
-            assert probe.connect_ex(("127.0.0.1", port)) != 0
+    nothing_is_left(nodes, ports)
     assert rows(directory) < 40
 
     done = fedsim(*DEBUG, f"checkpoint.resume={directory}")  # where it runs may change at a resume
@@ -134,11 +139,7 @@ def test_updates_as_they_arrive_through_kill_9_a_stop_ctrl_c_and_resume_then_a_r
     out = finish(first, 130)
     assert "lost worker_0: its connection was closed" in out
     assert "lost worker_1: it has been silent for too long" in out
-    _, alive = psutil.wait_procs(nodes.values(), timeout=1)
-    assert not alive
-    for port in ports:
-        with socket.socket() as probe:
-            assert probe.connect_ex(("127.0.0.1", port)) != 0
+    nothing_is_left(nodes, ports)
     done_before = rows(directory)
     assert sum(json.loads(line)["lost"] for line in (directory / "metrics.jsonl").read_text().splitlines()) >= 2
 

@@ -62,6 +62,14 @@ def test_two_silos_of_2_and_1_processes_end_in_the_model_of_one_process(
         assert any(int(float(row.split(",")[columns.index(f"bytes_up/{name}")] or 0)) > 4000 for row in rows)
 
 
+def wait_for_two_rounds(server, directory):
+    metrics, deadline = directory / "metrics.jsonl", time.monotonic() + 400
+    while not metrics.exists() or metrics.read_text().count("\n") < 2:
+        assert server.poll() is None, server.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def test_a_process_that_is_stopped_ends_its_silo_and_the_run_goes_on(tmp_path, alone, start, finish, secret):
     """The only worker is a silo of two, started with the run; its second process is stopped for ever."""
     directory = tmp_path / "run"
@@ -70,12 +78,7 @@ def test_a_process_that_is_stopped_ends_its_silo_and_the_run_goes_on(tmp_path, a
         "transport.num_workers=1", "transport.slow_factor=1000", f"hydra.run.dir={directory}",
         "server.num_rounds=80", "checkpoint.every=0",
     )  # fmt: skip
-    metrics = directory / "metrics.jsonl"
-    deadline = time.monotonic() + 400
-    while not metrics.exists() or metrics.read_text().count("\n") < 2:
-        assert server.poll() is None, server.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for_two_rounds(server, directory)
     (worker,) = psutil.Process(server.pid).children()
     (member,) = worker.children()
     member.send_signal(signal.SIGSTOP)
@@ -106,12 +109,7 @@ def test_a_silo_that_lost_a_process_joins_again_when_it_is_started_again(tmp_pat
     )  # fmt: skip
     silo = ["role=worker", *data, "trainer=silo", "trainer.num_processes=2", "transport.node=silo", address]
     worker = start(tmp_path, *silo, f"hydra.run.dir={tmp_path}/silo")
-    metrics = directory / "metrics.jsonl"
-    deadline = time.monotonic() + 400
-    while not metrics.exists() or metrics.read_text().count("\n") < 2:
-        assert server.poll() is None, server.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for_two_rounds(server, directory)
     (member,) = psutil.Process(worker.pid).children()
     member.kill()
     told = "a process of this silo is gone: it trains no more; start it again, and it joins again"
