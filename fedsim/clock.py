@@ -4,7 +4,7 @@ A round asks more clients than it needs (over-selection) and ends when enough of
 reported or are lost, or at the deadline: Bonawitz et al. 2019, "Towards Federated Learning at Scale: System Design",
 section 2.2. Who comes later is a straggler, whose work is lost; or, with `partial_work`, who would come after the
 deadline stops in time and sends what it has: Li et al. 2020, "Federated Optimization in Heterogeneous Networks",
-section 3.2.
+section 3.2. Without devices all clients count as equal ones, which changes nothing but tells the time.
 """
 
 import math
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedsim.config import LocalConfig, ServerConfig
-from fedsim.devices import Devices, samples_trained, steps_taken
+from fedsim.devices import EQUAL, Devices, drawn, samples_trained, steps_taken
 from fedsim.sampling import cohort_size
 
 # A round that nobody reports in is tried again, so often.
@@ -51,23 +51,26 @@ class Clock:
     """Virtual time of a synchronous run.
 
     Attributes:
-        devices: of all clients.
+        devices: of all clients; None: nothing is known of them, so that everybody has the one of devices=equal, and
+            reports.
         work: (C,) samples that each client computes in a round.
         download_bytes, upload_bytes: to and from each client in a round.
         wanted: reports that end a round; None: all.
         deadline: virtual seconds after which a round ends; None: it waits.
         steps: (C,) int64 local steps of each client in a round, if who would miss the deadline sends what it has done;
             None: it sends nothing.
+        group_rounds: rounds that a group does in a round, each with its download and upload; only without devices.
         seconds: virtual time so far; the only thing that changes, and part of checkpoints.
     """
 
-    devices: Devices
+    devices: Devices | None
     work: np.ndarray
     download_bytes: int
     upload_bytes: int
     wanted: int | None = None
     deadline: float | None = None
     steps: np.ndarray | None = None
+    group_rounds: int = 1
     seconds: float = 0.0
 
     def round(self, round: int, cohort: np.ndarray) -> Outcome:
@@ -79,6 +82,8 @@ class Clock:
         Raises:
             ValueError: it was tried in vain a thousand times.
         """
+        if self.devices is None:
+            return self._equal(round, cohort)
         seconds, started, lost = 0.0, 0, 0
         cohort = np.sort(cohort[self.work[cohort] > 0])
         if not len(cohort):  # Poisson sampling may draw nobody
@@ -95,7 +100,7 @@ class Clock:
             )
             taken = None
             if self.steps is not None:
-                taken, duration = self._cut(clients, occasion, duration)
+                taken, duration = self._cut(self.devices, clients, occasion, duration)
             gives_up = self.devices.gives_up(clients, occasion)
             reports = np.isinf(gives_up)
             ends = np.where(reports, duration, duration * np.minimum(gives_up, 1))
@@ -124,14 +129,31 @@ class Clock:
             "devices' availability and dropout, raise the deadline, or sample more clients"
         )
 
-    def _cut(self, clients: np.ndarray, occasion: int, duration: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _equal(self, round: int, cohort: np.ndarray) -> Outcome:
+        """All report; it takes as long as the most work takes."""
+        work = self.work[cohort]
+        if not work.any():
+            return Outcome(reported=cohort, seconds=0.0, started=0, lost=0)
+        (seconds,) = drawn(1, [""], 0, **EQUAL).seconds(
+            np.zeros(1, np.int64),
+            round,
+            work.max(keepdims=True),
+            download_bytes=self.download_bytes,
+            upload_bytes=self.upload_bytes,
+        )
+        started = int(np.count_nonzero(work))
+        return Outcome(reported=cohort, seconds=self.group_rounds * float(seconds), started=started, lost=0)
+
+    def _cut(
+        self, devices: Devices, clients: np.ndarray, occasion: int, duration: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Steps that clients (m,) take, and the seconds until they report, if they stop for the deadline.
 
         A client's steps are taken to last alike. One that has not a single step done in time does not stop.
         """
         assert self.deadline is not None
         assert self.steps is not None
-        moving = self.devices.seconds(
+        moving = devices.seconds(
             clients,
             occasion,
             np.zeros(len(clients)),
@@ -153,6 +175,8 @@ class Clock:
 
     def metrics(self, outcome: Outcome) -> dict[str, float]:
         """For the row of a round, when its time has been added."""
+        if self.devices is None:
+            return {"virtual_seconds": self.seconds}
         return {
             "virtual_seconds": self.seconds,
             "bytes_down": outcome.started * self.download_bytes,
@@ -178,11 +202,11 @@ def make_clock(
     *,
     download_bytes: int,
     upload_bytes: int,
-) -> Clock | None:
-    """The clock of a run; None without devices.
+) -> Clock:
+    """The clock of a run.
 
     Args:
-        devices: of all clients.
+        devices: of all clients; None: nothing is known of them.
         sizes: (C,) training samples of each.
         local: says how many of them a round computes.
         config: says when a round ends.
@@ -191,10 +215,8 @@ def make_clock(
     Raises:
         ValueError: a round shall end early, but nobody knows how fast the clients are.
     """
-    if devices is None:
-        if config.over_selection > 1 or config.deadline is not None:
-            raise ValueError("server.over_selection and server.deadline need to know how fast clients are: set devices")
-        return None
+    if devices is None and (config.over_selection > 1 or config.deadline is not None):
+        raise ValueError("server.over_selection and server.deadline need to know how fast clients are: set devices")
     return Clock(
         devices=devices,
         work=samples_trained(sizes, local),
@@ -203,4 +225,5 @@ def make_clock(
         wanted=cohort_size(config.clients_per_round, len(sizes)) if config.over_selection > 1 else None,
         deadline=config.deadline,
         steps=steps_taken(sizes, local) if config.partial_work else None,
+        group_rounds=config.group_rounds,
     )

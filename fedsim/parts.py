@@ -50,10 +50,10 @@ def refuse_misfits(
             f"server.group_rounds={server.group_rounds} needs an algorithm of rounds whose clients send their update "
             f"and nothing else; {algorithm.name} does more: set group_rounds=1"
         )
-    if server.partial_work and server.group_rounds > 1:
+    if timed and server.group_rounds > 1:
         raise ValueError(
-            "server.partial_work tells each client when to stop in its one round, and a group has several: set "
-            "server.group_rounds=1"
+            "devices say how long a client takes for its one round, and a client of a group has several: set "
+            "server.group_rounds=1, or devices=none"
         )
     if server.arrivals is not None and algorithm.asynchronous is None:
         raise ValueError(
@@ -154,7 +154,7 @@ def make_server(
     Args:
         model, dataset, algorithm, local, server: the run.
         sampler: who trains in a round; an asynchronous server has no use for it.
-        devices: the clients' devices; None: everybody reports at once.
+        devices: the clients' devices; None: nothing is known of them.
         transport: where rounds run.
         elsewhere: whether other processes train, once `transport` has been replaced by theirs.
         uplink: what happens to updates beside their mean.

@@ -56,7 +56,7 @@ class Simulation:
         local: what a client does.
         server: rounds, cohort size, how often to evaluate.
         evaluate: what is evaluated.
-        devices: devices(num_clients, client_ids, seed) -> the clients' devices; None: everybody reports at once.
+        devices: devices(num_clients, client_ids, seed) -> the clients' devices; None: nothing is known of them.
         client_state: memory for the vectors that clients keep.
         sampler: sampler(population, clients_per_round) -> who trains in a round.
         trainer: trainer(dataset, model, algorithm, local, seed=...) -> the trainer, or `Auto`, which measures and

@@ -4,9 +4,12 @@ from functools import partial
 
 import numpy as np
 import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 import fedsim
 from fedsim.algorithms import fednova
+from fedsim.cli import conf_dir
 from fedsim.clock import Clock, clients_asked
 from fedsim.config import LocalConfig, ServerConfig
 from fedsim.devices import Devices, drawn
@@ -209,12 +212,35 @@ def test_partial_work_is_that_of_fewer_steps(make_dataset, trainer):
     assert late["stragglers"].tolist() == [0] * 4
 
 
-def test_partial_work_needs_a_deadline_and_no_groups(make_dataset):
+def test_partial_work_needs_a_deadline():
     with pytest.raises(ValueError, match=r"partial_work has no effect without server\.deadline"):
         ServerConfig(partial_work=True)
-    server = {"deadline": 1.0, "partial_work": True, "group_rounds": 2}
-    with pytest.raises(ValueError, match=r"a group has several: set server\.group_rounds=1"):
-        simulate(make_dataset([4] * 4), devices=partial(drawn, upload=1.0), server=server)
+
+
+def test_devices_time_no_groups(make_dataset):
+    with pytest.raises(
+        ValueError, match=r"a client of a group has several: set server\.group_rounds=1, or devices=none"
+    ):
+        simulate(make_dataset([4] * 4), devices=partial(drawn, upload=1.0), server={"group_rounds": 2})
+
+
+def test_without_devices_time_is_that_of_equal_ones(make_dataset):
+    equal = instantiate(OmegaConf.load(conf_dir() / "devices" / "equal.yaml"))
+    plain = simulate(make_dataset([20, 5, 9, 30]))
+    told = simulate(make_dataset([20, 5, 9, 30]), devices=equal)
+    assert plain["virtual_seconds"].tolist() == told["virtual_seconds"].tolist()
+    assert {"started", "lost", "stragglers"} == {*told} - {*plain}
+
+
+def test_rounds_of_groups_take_their_time_one_after_the_other():
+    """Client 1 trains 30 samples at 100 a second; 5 and 2 MB move in 2 and 3.2 s, and begin 0.05 s late."""
+    clock = Clock(
+        devices=None, work=np.array([20, 30, 0]), download_bytes=5_000_000, upload_bytes=2_000_000, group_rounds=3
+    )
+    outcome = clock.round(1, EVERYBODY[:3])
+    assert outcome.seconds == pytest.approx(3 * (0.1 + 2 + 3.2 + 0.3))
+    assert (outcome.started, outcome.lost, outcome.reported.tolist()) == (2, 0, [0, 1, 2])
+    assert clock.round(2, EVERYBODY[2:3]).seconds == 0, "nobody is there"
 
 
 def test_what_transforms_save_is_saved_on_the_clock(make_dataset):
