@@ -5,6 +5,7 @@ import json
 import logging
 import struct
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -90,13 +91,15 @@ def log_records(file: Path) -> Iterator[bytes]:
     Blocks of 32 KiB hold fragments: checksum (4 bytes), length (2), kind (1: whole, 2: first, 3: middle, 4: last).
     """
     data, at, whole = file.read_bytes(), 7, b""
-    assert data[:4] == b":W&B"
+    assert data[:4] in (b":W&B", b"")
     while at + 7 <= len(data):
         left = 32768 - at % 32768
         if left < 7:
             at += left
             continue
         length, kind = struct.unpack_from("<HB", data, at + 4)
+        if at + 7 + length > len(data):
+            return  # not written to its end yet
         whole += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):
@@ -109,13 +112,18 @@ def wandb_records(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]], d
     from wandb.proto import wandb_internal_pb2
 
     (file,) = folder.glob("*.wandb")
+    deadline = time.monotonic() + 60
+    while True:  # W&B's own process may still be writing when the run has finished
+        records = [wandb_internal_pb2.Record.FromString(data) for data in log_records(file)]
+        if records and records[-1].WhichOneof("record_type") == "exit":
+            break
+        assert time.monotonic() < deadline, f"{file.name} has no end"
+        time.sleep(0.05)
     config: dict[str, Any] = {}
     history: list[dict[str, Any]] = []
     final: dict[str, Any] = {}
     saved: set[str] = set()
-    for data in log_records(file):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
+    for record in records:
         for update in record.run.config.update:
             config[update.key] = json.loads(update.value_json)
         if record.WhichOneof("record_type") == "history":
