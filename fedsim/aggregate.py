@@ -167,15 +167,18 @@ class OnlineAverage:
         self._count(weight)
         return torch.stack(squares).sum()
 
-    def add_rows(self, differences: Tensor, weights: list[float], start: int) -> None:
-        """Add a part of several updates, (F, n), that begins at element `start`; `add_weight` completes them."""
-        factors = torch.tensor(weights, dtype=torch.float64, device=self.total.device) * (_GRID / self.scale)
+    def add_rows(self, differences: Tensor, weights: Tensor, start: int) -> None:
+        """Add a part of several updates, (F, n), that begins at element `start`; `add_weight` completes them.
+
+        `weights` (F,) float64 lies where the updates do.
+        """
+        factors = weights * (_GRID / self.scale)
         width = max(1, self.block // len(weights))
         for begin in range(0, differences.shape[1], width):
             part = differences[:, begin : begin + width].double().mul_(factors[:, None]).round_()
             self._accumulate(start + begin, part.sum(0))
 
-    def add_some(self, rows: Tensor, index: Tensor, reference: Tensor, weights: list[float], start: int) -> Tensor:
+    def add_some(self, rows: Tensor, index: Tensor, reference: Tensor, weights: Tensor, start: int) -> Tensor:
         """`add_rows` of the updates rows[index] - reference, (F, n), without writing them down.
 
         Returns:
@@ -190,7 +193,7 @@ class OnlineAverage:
             self.add_rows(difference, weights, start + begin)
         return squares
 
-    def add_weight(self, weights: list[float]) -> None:
+    def add_weight(self, weights: Iterable[float]) -> None:
         """All parts of these updates have been added."""
         self._count(sum(weights))
 

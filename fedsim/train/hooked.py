@@ -18,6 +18,7 @@ from fedsim.config import LocalConfig
 from fedsim.train.optimizer import RowOptimizer
 from fedsim.train.plan import Plan
 from fedsim.train.rows import RowGradient
+from fedsim.train.seats import Seated
 from fedsim.uplink import Receiver
 from fedsim.vector import FlatModel
 
@@ -115,18 +116,16 @@ class HookedSlots:
         self.scratch: Tensor | None = None
         column = rows.new_empty((num_slots, 1))
         self.samples, self.steps, self.taken = column.clone(), column.clone(), column.clone()
+        self.all_samples, self.all_steps = rows.new_tensor(np.stack([plan.weights, plan.steps]))[..., None]
         self.sitting = np.full(num_slots, -1)
 
-    def begin(self, slots: Tensor | slice, arriving: np.ndarray) -> None:
-        """The clients `arriving`, indices into the plan, start in these slots."""
-        plan, new = self.plan, self.rows.new_tensor
-        places = slots.numpy() if isinstance(slots, Tensor) else slots
-        slots = slots.to(self.rows.device) if isinstance(slots, Tensor) else slots
-        clients = plan.clients[arriving]
-        self.sitting[places] = arriving
+    def begin(self, arriving: Seated) -> None:
+        """New clients start in their slots."""
+        slots, clients = arriving.place, self.plan.clients[arriving.who]
+        self.sitting[arriving.slots] = arriving.who
         self.rows[slots] = self.broadcast
-        self.samples[slots] = new(plan.weights[arriving])[:, None]
-        self.steps[slots] = new(plan.steps[arriving].astype(np.float64))[:, None]
+        self.samples[slots] = self.all_samples[arriving.who_there]
+        self.steps[slots] = self.all_steps[arriving.who_there]
         self.taken[slots] = 0.0
         for name in self.works:
             self.vectors[name][slots] = 0.0
@@ -183,14 +182,19 @@ class HookedSlots:
             move=refuse,  # pyright: ignore[reportArgumentType]
         )
 
-    def advance(self, n: int, x: Tensor, y: Tensor, counts: Tensor) -> Tensor:
+    def advance(self, n: int, x: Tensor, y: Tensor, counts: Tensor, counts_there: Tensor | None = None) -> Tensor:
         """One step of the first n slots on minibatches x (n, B, ...), y (n, B, ...), of which counts (n,) count.
+
+        Args:
+            n, x, y: the minibatches.
+            counts: on the device, or on the host for `SerialGradient`.
+            counts_there: (n,) the same on the device; None: `counts` is there.
 
         Returns:
             (n,) sums of the losses of the step's first gradient.
         """
         clients = self.plan.clients[self.sitting[:n]]
-        column = counts.to(self.rows.device, self.rows.dtype)[:, None]
+        column = (counts if counts_there is None else counts_there).to(self.rows.dtype)[:, None]
         view = self._view(slice(0, n), clients, column)
         seen: list[Tensor] = []
 
@@ -206,7 +210,8 @@ class HookedSlots:
             if not seen:
                 # a part of the minibatch stands for all of it in the reported loss
                 seen.append(losses * (counts / minibatch[2]) if part is not None else losses)
-            return (losses / minibatch[2].to(losses.device)).view(-1, 1), gradient
+            number = column if part is None else minibatch[2].to(losses.device)[:, None]
+            return losses.view(-1, 1) / number, gradient
 
         def move(direction: Tensor, of: str, only: Tensor | None, optimizer: str, learning_rate: float | None) -> None:
             vector = self.rows if of == "model" else self.vectors[of]
@@ -249,14 +254,13 @@ class HookedSlots:
             self.record.finish(view, self.rows - self.broadcast)
         return self.rows[0]
 
-    def fold(self, slots: list[int], weights: list[float], average: OnlineAverage | Receiver) -> Tensor:
-        """Stream the updates of these slots into the average; returns their (len(slots),) squared norms."""
+    def fold(self, leaving: Seated, average: OnlineAverage | Receiver) -> Tensor:
+        """Stream the updates of n clients into the average; returns their (n,) squared norms."""
         record, memory = self.record, self.memory
         plain = record.finish is None and memory.vectors is None and not self.sums
         if plain and len(self.rows) == 1 and isinstance(average, OnlineAverage):
-            return average.add(self.rows[0], self.broadcast, weights[0]).view(1)
-        index = torch.tensor(slots, device=self.rows.device)
-        clients = self.plan.clients[self.sitting[slots]]
+            return average.add(self.rows[0], self.broadcast, float(leaving.weights[0])).view(1)
+        index, clients = leaving.slots_there, self.plan.clients[leaving.who]
         update = self.rows[index] - self.broadcast
         view = self._view(index, clients)
         found = {} if record.finish is None else record.finish(view, update)
@@ -270,13 +274,13 @@ class HookedSlots:
             memory.vectors.write(clients, torch.cat([view.vectors[name] for name in memory.sizes], dim=1))
         sent = (update, *(found[name] for name in self.sums))
         if not isinstance(average, OnlineAverage):
-            return average.add(clients.tolist(), torch.cat(sent, dim=1), weights)
-        start, squares = 0, update.new_zeros(len(slots))
+            return average.add(clients.tolist(), torch.cat(sent, dim=1), leaving.weights.tolist())
+        start, squares = 0, update.new_zeros(len(index))
         for vector in sent:
-            average.add_rows(vector, weights, start)
+            average.add_rows(vector, leaving.weights_there, start)
             start += vector.shape[1]
             squares += torch.linalg.vector_norm(vector, dim=1).square()
-        average.add_weight(weights)
+        average.add_weight(leaving.weights.tolist())
         return squares
 
 

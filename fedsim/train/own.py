@@ -17,6 +17,7 @@ from fedsim.train.hooked import ClientMemory, HookedSlots
 from fedsim.train.plan import make_plan
 from fedsim.train.precision import products
 from fedsim.train.rows import SerialGradient
+from fedsim.train.seats import Seats
 from fedsim.train.step import is_stochastic
 from fedsim.vector import FlatModel
 
@@ -73,7 +74,7 @@ def own_models(
             broadcast=broadcast,
             plan=plan,
         )
-        slots.begin(slice(0, 1), np.array([0]))
+        slots.begin(Seats(plan, np.arange(1), np.ones(1), model.device).some(0, 1))
         if num_steps != 0 and sizes[client]:
             model.module.train()
             with flushed_denormals(), products("float32", model.device), forked_generators(stochastic) as reseed:
@@ -84,7 +85,8 @@ def own_models(
                     data.rows(rows[:count]) for rows, count in zip(plan.rows[:, 0], counts, strict=True)
                 )
                 for (x, y), count in zip(minibatches, counts, strict=True):
-                    slots.advance(1, x[None], y[None], torch.tensor([count]))
+                    number = torch.tensor([count])
+                    slots.advance(1, x[None], y[None], number, number.to(model.device))
             yield client, slots.own()
         else:
             yield client, model.vector

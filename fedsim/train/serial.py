@@ -26,6 +26,7 @@ from fedsim.train.outcome import summarise
 from fedsim.train.plan import Plan
 from fedsim.train.precision import check, products
 from fedsim.train.rows import RowGradient, SerialGradient
+from fedsim.train.seats import Seats
 from fedsim.train.step import SerialStep, is_stochastic
 from fedsim.uplink import Uplink
 from fedsim.vector import FlatModel
@@ -116,7 +117,8 @@ class SerialTrainer:
             average = OnlineAverage(update_size(record, layout), scale=scale, device=broadcast.device)
         else:
             average = self.uplink.open(plan.round, plan.clients, scale)
-        weights = client_weights(self.algorithm, layout, plan.clients, plan.weights, broadcast).tolist()
+        weights = client_weights(self.algorithm, layout, plan.clients, plan.weights, broadcast)
+        seats = Seats(plan, np.arange(len(plan.clients)), weights, broadcast.device)
         slots, start = None, broadcast[: layout.size]
         if record.hooked or local.optimizer != "sgd" or self.gradient is not None:
             gradient = self.gradient or SerialGradient(self.model, self.precision)
@@ -154,22 +156,23 @@ class SerialTrainer:
                     self.model.load(start)
                     self.plain.begin()
                 else:
-                    slots.begin(slice(0, 1), np.array([i]))
+                    slots.begin(seats.some(i, i + 1))
                 first, end = int(plan.start[i]), int(plan.start[i] + plan.steps[i])
                 losses = []
                 for begin, stop in spans[i]:
                     inputs, targets = next(blocks)
-                    for at, count in zip(range(0, len(inputs), batch), counts[begin:stop], strict=True):
-                        x, y = inputs[at : at + count], targets[at : at + count]
+                    for t, at in zip(range(begin, stop), range(0, len(inputs), batch), strict=True):
+                        x, y = inputs[at : at + counts[t]], targets[at : at + counts[t]]
                         if slots is None:
                             losses.append(self.plain(x, y))
                         else:
-                            losses.append(slots.advance(1, x[None], y[None], torch.tensor([count]))[0] / count)
+                            n, there = torch.tensor([counts[t]]), counts_on_device[t : t + 1]
+                            losses.append(slots.advance(1, x[None], y[None], n, there)[0] / counts[t])
                 loss_sums[i] = torch.stack(losses) @ counts_on_device[first:end]
                 if slots is not None:
-                    squared_norms[i] = slots.fold([0], [weights[i]], average)[0]
+                    squared_norms[i] = slots.fold(seats.some(i, i + 1), average)[0]
                 elif isinstance(average, OnlineAverage):
-                    squared_norms[i] = average.add(self.model.vector, start, weights[i])
+                    squared_norms[i] = average.add(self.model.vector, start, float(weights[i]))
                 else:
-                    squared_norms[i] = average.add([client], (self.model.vector - start)[None], [weights[i]])[0]
+                    squared_norms[i] = average.add([client], (self.model.vector - start)[None], [float(weights[i])])[0]
         return average.result(summarise(plan, self.dataset.client_ids, loss_sums, squared_norms))

@@ -9,6 +9,7 @@ from torch import Tensor
 from fedsim.aggregate import OnlineAverage
 from fedsim.config import LocalConfig
 from fedsim.train.gradient import Gradients, SlotGradient, Slots
+from fedsim.train.seats import Seated
 from fedsim.train.step import Tensors, clip_, sgd_, unshared
 from fedsim.vector import FlatModel
 
@@ -84,6 +85,7 @@ class SlotState:
         self.inputs = {n: make((num_slots, num_steps, batch, shape[1])) for n, shape in factored.items()}
         self.gradients = {n: make((num_slots, num_steps, batch, shape[0])) for n, shape in factored.items()}
         self.taken = np.zeros(num_slots, np.int64)  # steps that the slot's client has taken
+        self.taken_there = torch.zeros(num_slots, dtype=torch.int64, device=broadcast.device)  # kept with a history
         self.touched = 0  # steps of history that have been written by any slot
 
     def restart(self, broadcast: Tensor, local: LocalConfig) -> None:
@@ -98,8 +100,9 @@ class SlotState:
         """How many slots are computed when the first n are busy."""
         return n
 
-    def begin(self, slots: Tensor | slice, arriving: np.ndarray) -> None:
+    def begin(self, arriving: Seated) -> None:
         """New clients start in these slots: the global model, no momentum, no history; who they are changes nothing."""
+        slots = arriving.place
         self.rows[slots] = self.start
         if self.momentum is not None:
             self.momentum[slots] = 0.0
@@ -107,7 +110,9 @@ class SlotState:
         self.coordinates[slots, 0] = 1.0
         if self.coordinate_momentum is not None:
             self.coordinate_momentum[slots] = 0.0
-        self.taken[slots.numpy() if isinstance(slots, Tensor) else slots] = 0
+        self.taken[arriving.slots] = 0
+        if self.history:
+            self.taken_there[slots] = 0
 
     def arguments(self, n: int) -> Slots:
         """The first n slots, as `SlotGradient` takes them."""
@@ -161,7 +166,7 @@ class SlotState:
         if self.history:
             # A weight moves by the same rule in its coordinates, where the gradient of this step is a unit vector.
             slots = torch.arange(n, device=self.rows.device)
-            now = torch.from_numpy(self.taken[:n]).to(self.rows.device)
+            now = self.taken_there[:n]
             if (latest := int(self.taken[:n].max())) == self.touched:
                 # the slots that are behind read a place before they write it; others never get here
                 for history in (*self.inputs.values(), *self.gradients.values()):
@@ -180,6 +185,8 @@ class SlotState:
             clip_(gradients, self._norm(gradients, found), local.max_gradient_norm)
         sgd_(parameters, gradients, momenta, local)
         self.taken[:n] += 1
+        if self.history:
+            self.taken_there[:n] += 1
 
     def _norm(self, gradients: Tensors, found: Gradients) -> Tensor:
         """(n,) Euclidean norm of each slot's whole gradient."""
@@ -191,19 +198,23 @@ class SlotState:
             squares = squares + ((d @ d.mT) * (x @ x.mT)).sum((1, 2))
         return squares.clamp(min=0.0).sqrt()
 
-    def updates(self, slots: list[int]) -> Tensor:
-        """(len(slots), P + Q): the updates of these slots, whole; no layer may be factored."""
+    def updates(self, leaving: Seated) -> Tensor:
+        """(n, P + Q): the updates of n clients, whole; no layer may be factored."""
         assert not self.bases
-        return self.rows[torch.tensor(slots, device=self.rows.device)] - self.start
+        return self.rows[leaving.slots_there] - self.start
 
-    def fold(self, slots: list[int], weights: list[float], average: OnlineAverage) -> Tensor:
-        """Stream the updates of these slots into the average; (len(slots),) squared norms of their whole columns."""
-        index = torch.tensor(slots, device=self.rows.device)
-        squares = self.rows.new_zeros(len(slots))
+    def fold(self, leaving: Seated, average: OnlineAverage) -> Tensor:
+        """Stream the updates of n clients into the average; (n,) squared norms of their whole columns."""
+        index, weights = leaving.slots_there, leaving.weights_there
+        squares = self.rows.new_zeros(len(index))
         for c in _runs(self.columns):
             own = slice(c.start, c.stop)
             squares += average.add_some(self.rows[:, own], index, self.start[own], weights, c.vector_start)
-        share = self.rows.new_tensor(weights) / average.scale
+        average.add_weight(leaving.weights.tolist())
+        if not self.bases:
+            return squares
+        slots = leaving.slots.tolist()
+        share = weights.to(self.rows.dtype) / average.scale
         coordinates = self.coordinates[index] * share[:, None]
         kept = coordinates[:, 0].sum() - share.sum()  # (a - 1) W_0, summed over the slots
         for name, base in self.bases.items():
@@ -217,7 +228,6 @@ class SlotState:
                 x = [self.inputs[name][slots[i], : self.taken[slots[i]]].flatten(0, 1) for i in group]
                 pairs.append((torch.cat(d).flatten(0, 1), x[0] if len(x) == 1 else torch.cat(x)))
             average.add_product(pairs, base if self.local.weight_decay else None, kept, self.places[name])
-        average.add_weight(weights)
         return squares
 
 

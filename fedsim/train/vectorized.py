@@ -25,6 +25,7 @@ from fedsim.train.outcome import summarise
 from fedsim.train.plan import Plan
 from fedsim.train.precision import check, products
 from fedsim.train.rows import BatchedGradient
+from fedsim.train.seats import Seats
 from fedsim.train.slots import SlotState
 from fedsim.train.step import is_stochastic
 from fedsim.uplink import Receiver, Uplink
@@ -147,61 +148,57 @@ class VectorizedTrainer:
         longest = int(plan.steps.max())
         state = self._slots(plan, self._factored(longest * batch), broadcast)
         steps = state if self.graphed is None or state is not self.graphed.state else self.graphed
-        order = plan.start.argsort(kind="stable")
-        begins = plan.start[order]
         num_busy = (plan.counts > 0).sum(1)
+        weights = client_weights(self.algorithm, self.model.layout, plan.clients, plan.weights, broadcast)
+        order = plan.start.argsort(kind="stable")
+        arrivals, begins = Seats(plan, order, weights, broadcast.device), plan.start[order]
+        ends = plan.start + plan.steps
+        order = ends.argsort(kind="stable")
+        departures, ends = Seats(plan, order, weights, broadcast.device), ends[order]
         rows = self.data.rows(plan.rows)
         counts = torch.from_numpy(plan.counts).to(broadcast.device)
         loss_sums = broadcast.new_zeros(plan.counts.shape)
-        squared_norms = broadcast.new_zeros(len(plan.clients))
-        sitting = [-1] * num_slots  # client of the plan that sits, or has finished and still sits, in each slot
-        finished: list[int] = []  # slots whose clients have finished
-        ends = plan.start + plan.steps
-        weights = client_weights(self.algorithm, self.model.layout, plan.clients, plan.weights, broadcast)
+        squares: list[Tensor] = []  # of those who have been folded, in the order in which they finish
+        folded = finished = arrived = 0
 
         def fold() -> None:
-            clients = [sitting[slot] for slot in finished]
-            shares = weights[clients].tolist()
+            nonlocal folded
+            leaving = departures.some(folded, finished)
             if isinstance(state, HookedSlots) or isinstance(average, OnlineAverage):
-                squares = state.fold(finished, shares, average)  # pyright: ignore[reportArgumentType]
+                squares.append(state.fold(leaving, average))  # pyright: ignore[reportArgumentType]
             else:
-                squares = average.add(plan.clients[clients].tolist(), state.updates(finished), shares)
-            squared_norms[torch.tensor(clients)] = squares
-            finished.clear()
+                clients = plan.clients[leaving.who].tolist()
+                squares.append(average.add(clients, state.updates(leaving), leaving.weights.tolist()))
+            folded = finished
 
         block = max(1, self.data.samples_at_once(_GATHER[broadcast.device.type]) // (num_slots * batch))
         blocks = self.data.gather_all(
             rows[t : t + block, : int(num_busy[t])].reshape(-1) for t in range(0, num_steps, block)
         )
-        cursor, first, x, y = 0, 0, rows, rows
-        ending = {int(t): [] for t in ends}
-        for i, t in enumerate(ends.tolist()):
-            ending[t].append(i)
+        first, x, y = 0, rows, rows
+        num_arrived = begins.searchsorted(np.arange(num_steps), side="right").tolist()
+        num_finished = ends.searchsorted(np.arange(num_steps), side="right").tolist()
         for t in range(num_steps):
-            if cursor < len(order) and begins[cursor] == t:
-                stop = cursor
-                while stop < len(order) and begins[stop] == t:
-                    stop += 1
-                arriving = order[cursor:stop]
-                if finished:
+            finished = num_finished[t]
+            if num_arrived[t] > arrived:
+                if finished > folded:
                     fold()
-                state.begin(_places(plan.slot[arriving]), arriving)
-                for i in arriving.tolist():
-                    sitting[plan.slot[i]] = i
-                cursor = stop
+                state.begin(arrivals.some(arrived, num_arrived[t]))
+                arrived = num_arrived[t]
             if t % block == 0:
                 first = t
                 width = int(num_busy[t])
                 x, y = (v.view(-1, width, batch, *v.shape[1:]) for v in next(blocks))
             n = int(num_busy[t])
             now = t - first
-            if finished and steps.computed(n) > n:
+            if finished > folded and steps.computed(n) > n:
                 fold()
             loss_sums[t, :n] = steps.advance(n, x[now, :n], y[now, :n], counts[t, :n])
-            finished += [int(plan.slot[i]) for i in ending.get(t + 1, ())]
+        finished = len(ends)
         fold()
-        per_client = _per_client(loss_sums.cpu(), plan)
-        return summarise(plan, self.dataset.client_ids, per_client, squared_norms)
+        squared_norms = torch.empty(len(ends), dtype=broadcast.dtype)
+        squared_norms[torch.from_numpy(departures.who)] = torch.cat(squares).cpu()
+        return summarise(plan, self.dataset.client_ids, _per_client(loss_sums.cpu(), plan), squared_norms)
 
     def _slots(self, plan: Plan, factored: dict[str, tuple[int, int]], broadcast: Tensor) -> SlotState | HookedSlots:
         """The slots of a round: with factors for plain SGD, of whole vectors for an algorithm with hooks."""
@@ -222,7 +219,7 @@ class VectorizedTrainer:
                 plan=plan,
             )
         start = broadcast[: self.model.layout.size]
-        if self.graphed is not None and len(self.graphed.state.rows) == num_slots:
+        if self.graphed is not None and len(self.graphed.state.rows) >= num_slots:
             self.graphed.restart(start, local)
             return self.graphed.state
         self.graphed = None
@@ -239,12 +236,6 @@ class VectorizedTrainer:
         if self.capture is not None:
             self.graphed = GraphedSlots(state, self.capture)
         return state
-
-
-def _places(slots: np.ndarray) -> Tensor | slice:
-    """As an index: of slots that lie side by side, as at the start of a round, a slice, which is twice as fast."""
-    first, number = int(slots[0]), len(slots)
-    return slice(first, first + number) if (np.diff(slots) == 1).all() else torch.from_numpy(slots)
 
 
 def _per_client(loss_sums: Tensor, plan: Plan) -> Tensor:

@@ -111,7 +111,7 @@ class Receiver:
         if self.equal_weights:
             weights = [1.0] * len(weights)
         if self.average is not None:
-            self.average.add_rows(rows, weights, 0)
+            self.average.add_rows(rows, torch.tensor(weights, dtype=torch.float64, device=rows.device), 0)
             self.average.add_weight(weights)
         else:
             self._keep(UPDATES, self.kept, clients, rows, weights)
