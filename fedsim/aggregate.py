@@ -26,7 +26,7 @@ from torch import Tensor
 log = logging.getLogger("fedsim")
 
 # Elements handled at once: on a CPU, a block and its float64 temporaries stay in the processor's cache.
-_BLOCK = 1 << 16
+_BLOCK = 1 << 17
 _BLOCK_CUDA = 1 << 24
 _GRID = float(1 << 44)
 # Sums of whole numbers are exact below 2^53, which is a mean of 512. Where all updates are shorter than this, it stays
@@ -185,7 +185,7 @@ class OnlineAverage:
             (F,) squared norms of these parts.
         """
         squares = rows.new_zeros(len(index))
-        width = max(1, 4 * self.block // len(index))
+        width = max(1, 2 * self.block // len(index))
         for begin in range(0, rows.shape[1], width):
             part = slice(begin, begin + width)
             difference = rows[:, part].index_select(0, index).sub_(reference[part])
@@ -206,7 +206,7 @@ class OnlineAverage:
             start: place of the weight in the update.
         """
         out, width = pairs[0][0].shape[1], pairs[0][1].shape[1]
-        rows = max(1, 16 * self.block // width)  # wider than a block of sums, for the product's sake
+        rows = max(1, 8 * self.block // width)  # wider than a block of sums, for the product's sake
         for begin in range(0, out, rows):
             part = pairs[0][0].new_zeros((min(rows, out - begin), width))
             if base is not None:

@@ -97,6 +97,7 @@ class SlotGradient:
         self.layers = {n: m for n, m in self.twin.named_modules() if isinstance(m, FactoredLinear)}
         self.fixed: Named = {n: b for n, b in self.twin.named_buffers() if not b.is_floating_point()}
         self.in_dims = (0, 0, 0, None, 0, 0, 0, 0, 0, 0, 0)
+        self.places = torch.empty(0)
         self.randomness = "different" if stochastic else "error"
         self.traced, self.precision = traced, precision
         self.function: Callable[..., Any] | None = None
@@ -115,6 +116,7 @@ class SlotGradient:
         y: Tensor,
         mask: Tensor,
     ) -> tuple[Tensor, tuple[Tensor, Named, Named]]:
+        """(B,) losses of one slot's samples; and the sum of those that count, and what the step leaves behind."""
         for name, layer in self.layers.items():
             layer.base, layer.probe = bases[name], probes[name]
             layer.kept, layer.coefficients = kept, coefficients
@@ -125,29 +127,37 @@ class SlotGradient:
         # the attention kernels that are fused have no rule for batching
         with sdpa_kernel(SDPBackend.MATH), autocast(self.precision, x.device):
             outputs = functional_call(self.twin, {**parameters, **buffers, **fixed}, (x,))
-        loss_sum = (cross_entropy(outputs, y) * mask).sum()
+        losses = cross_entropy(outputs, y)
         updated = {
             f"{name}.{key}" if name else key: value
             for name, norm in norms(self.twin)
             for key, value in norm.updated.items()
         }
         seen = {name: layer.seen for name, layer in self.layers.items()}
-        return loss_sum / mask.sum().clamp(min=1.0), (loss_sum.detach(), updated, seen)
+        return losses, ((losses.detach() * mask).sum(), updated, seen)
 
     def _by_autograd(self, parameters: Named, probes: Named, *others: Any) -> tuple[tuple[Named, Named], Any]:
-        """Gradients of all slots' mean losses by parameter and probe, and what else `_slot` gives."""
+        """Gradients of all slots' mean losses by parameter and probe, and what else `_slot` gives.
+
+        Arguments are those of `_slot` for n slots, and what each sample's loss counts in the mean, (n, B).
+        """
         with torch.enable_grad():
             leaves, structure = pytree.tree_flatten((parameters, probes))
             leaves = [leaf.detach().requires_grad_() for leaf in leaves]
             forward = vmap(self._slot, in_dims=self.in_dims, randomness=self.randomness)
-            losses, rest = forward(*pytree.tree_unflatten(leaves, structure), *others)
-            gradients = torch.autograd.grad(losses.sum(), leaves, allow_unused=True, materialize_grads=True)
+            losses, rest = forward(*pytree.tree_unflatten(leaves, structure), *others[:-1])
+            gradients = torch.autograd.grad(losses, leaves, others[-1], allow_unused=True, materialize_grads=True)
         return pytree.tree_unflatten(list(gradients), structure), pytree.tree_map(torch.Tensor.detach, rest)
 
     def _by_functorch(self, *arguments: Any) -> tuple[tuple[Named, Named], Any]:
         """The same. It takes composite operations apart (an LSTM), which plain autograd leaves to vmap whole."""
-        step = grad(self._slot, argnums=(0, 1), has_aux=True)
-        return vmap(step, in_dims=self.in_dims, randomness=self.randomness)(*arguments)
+
+        def mean(*values: Any) -> tuple[Tensor, Any]:
+            losses, rest = self._slot(*values[:-1])
+            return (losses * values[-1]).sum(), rest
+
+        step = grad(mean, argnums=(0, 1), has_aux=True)
+        return vmap(step, in_dims=(*self.in_dims, 0), randomness=self.randomness)(*arguments)
 
     def __call__(self, slots: Slots, bases: Named, x: Tensor, y: Tensor, counts: Tensor) -> Gradients:
         """Gradients of the minibatches x (n, B, ...), y (n, B, ...), of which the first counts (n,) rows count.
@@ -156,7 +166,9 @@ class SlotGradient:
         """
         n, batch = x.shape[:2]
         kept = slots.kept  # of the model's dtype, which that of x need not be: tokens are integers
-        mask = (torch.arange(batch, device=x.device) < counts[:, None]).to(kept.dtype)
+        if len(self.places) != batch or self.places.device != x.device:
+            self.places = torch.arange(batch, device=x.device)
+        mask = (self.places < counts[:, None]).to(kept.dtype)
         probes = {name: kept.new_zeros((n, batch, len(base))) for name, base in bases.items()}
         arguments = (
             slots.parameters,
@@ -169,7 +181,7 @@ class SlotGradient:
             slots.gradients,
             x,
             y,
-            mask,
+            *_weighed(mask),
         )
         if self.function is None:
             self.function = self._prepare(arguments)
@@ -224,13 +236,15 @@ class SlotGradient:
         Raises:
             ValueError: samples meet outside BatchNorm, or the model asks how many there are.
         """
-        parameters, probes, *others, x, y, _ = self._example(arguments, 2, 3, 3)
+        parameters, probes, *others, x, y, _, _ = self._example(arguments, 2, 3, 3)
         for count in (1, 2):
             found = []
             for batch in (count, 3):
                 mask = (torch.arange(batch, device=x.device) < count).to(others[2].dtype).expand(2, batch)
                 cut = {name: probe[:, :batch] for name, probe in probes.items()}
-                gradients, (losses, *_) = function(parameters, cut, *others, x[:, :batch], y[:, :batch], mask)
+                gradients, (losses, *_) = function(
+                    parameters, cut, *others, x[:, :batch], y[:, :batch], *_weighed(mask)
+                )
                 found.append([losses, *gradients[0].values()])
             alone, filled = found
             if not _near(filled, alone, 0.05 if self.precision == "bf16" else 1e-3):
@@ -242,7 +256,7 @@ class SlotGradient:
     @staticmethod
     def _example(arguments: tuple[Any, ...], n: int, history: int, batch: int) -> tuple[Any, ...]:
         """Arguments of other sizes in the same layout: the same slots and samples over and over, and some history."""
-        parameters, probes, buffers, bases, kept, *past, x, y, mask = arguments
+        parameters, probes, buffers, bases, kept, *past, x, y, mask, _ = arguments
         generator = torch.Generator(mask.device).manual_seed(0)
 
         def slots(v: Tensor) -> Tensor:
@@ -265,7 +279,12 @@ class SlotGradient:
         probes, x, y = pytree.tree_map(lambda v: repeat(v, n, batch), (probes, x, y))
         counts = batch - torch.arange(n, device=mask.device) % 3
         mask = (torch.arange(batch, device=mask.device) < counts[:, None]).to(mask.dtype)
-        return (parameters, probes, buffers, bases, kept, *pytree.tree_map(draw, past), x, y, mask)
+        return (parameters, probes, buffers, bases, kept, *pytree.tree_map(draw, past), x, y, *_weighed(mask))
+
+
+def _weighed(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The mask (n, B) of the samples that count, and each one's weight in the mean of its minibatch."""
+    return mask, mask / mask.sum(1, keepdim=True).clamp(min=1.0)
 
 
 def _near(found: list[Tensor], expected: list[Tensor], share: float) -> bool:

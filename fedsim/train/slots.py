@@ -73,6 +73,7 @@ class SlotState:
         self.num_trained = sum(c.stop - c.start for c in self.columns if c.name in trained)
         self.parameter_columns = [c for c in self.columns if c.name in trained]
         self.buffer_columns = [c for c in self.columns if c.name not in trained]
+        self.widths = [c.stop - c.start for c in self.columns]
 
         make = broadcast.new_empty
         self.start = torch.cat([broadcast[c.vector_start : c.vector_start + c.stop - c.start] for c in self.columns])
@@ -81,6 +82,7 @@ class SlotState:
         # the factored weights' coordinates: 1 for the global weight, and one number for each step's gradient
         self.history = num_steps if factored else 0
         self.coordinates = make((num_slots, 1 + self.history)).zero_()
+        self.kept = self.coordinates[:, 0]
         self.coordinate_momentum = torch.zeros_like(self.coordinates) if local.momentum and factored else None
         self.inputs = {n: make((num_slots, num_steps, batch, shape[1])) for n, shape in factored.items()}
         self.gradients = {n: make((num_slots, num_steps, batch, shape[0])) for n, shape in factored.items()}
@@ -114,8 +116,8 @@ class SlotState:
         if self.history:
             self.taken_there[slots] = 0
 
-    def arguments(self, n: int) -> Slots:
-        """The first n slots, as `SlotGradient` takes them."""
+    def _arguments(self, n: int, own: list[Tensor]) -> Slots:
+        """The first n slots, whose whole columns are `own`, as `SlotGradient` takes them."""
         rows = 0
         if self.history:
             # one step of zeros stands for an empty history, so that every step has the same form
@@ -124,10 +126,11 @@ class SlotState:
                     history[:n, 0] = 0.0
             steps = max(1, int(self.taken[:n].max()))
             rows = steps * self.batch
+        named = {c.name: v.view(n, *c.shape) for c, v in zip(self.columns, own, strict=True)}
         return Slots(
-            parameters={c.name: self.rows[:n, c.start : c.stop].view(n, *c.shape) for c in self.parameter_columns},
-            buffers={c.name: self.rows[:n, c.start : c.stop].view(n, *c.shape) for c in self.buffer_columns},
-            kept=self.coordinates[:n, 0],
+            parameters={c.name: named[c.name] for c in self.parameter_columns},
+            buffers={c.name: named[c.name] for c in self.buffer_columns},
+            kept=self.kept[:n],
             coefficients=self._coefficients(n, rows),
             inputs={name: h[:n].flatten(1, 2)[:, :rows] for name, h in self.inputs.items()},
             gradients={name: h[:n].flatten(1, 2)[:, :rows] for name, h in self.gradients.items()},
@@ -144,24 +147,21 @@ class SlotState:
         Returns:
             (n,) sums of the losses before the step.
         """
-        found = self.gradient(self.arguments(n), self.bases, x, y, counts)
-        self.step(n, found)
+        own = [*self.rows[:n].split(self.widths, 1)]
+        found = self.gradient(self._arguments(n, own), self.bases, x, y, counts)
+        self._step(n, own, found)
         return found.loss_sums
 
-    def step(self, n: int, found: Gradients) -> None:
-        """Move the first n slots along their gradients."""
-        local = self.local
-        for column in self.buffer_columns:
+    def _step(self, n: int, own: list[Tensor], found: Gradients) -> None:
+        """Move the first n slots, whose whole columns are `own`, along their gradients."""
+        local, trained = self.local, len(self.parameter_columns)
+        for column, values in zip(self.buffer_columns, own[trained:], strict=True):
             if column.name in found.buffers:
-                self.rows[:n, column.start : column.stop] = found.buffers[column.name].reshape(n, -1)
-        parameters: list[Tensor] = []
-        gradients: list[Tensor] = []
-        momenta: list[Tensor] | None = None if not local.momentum else []
-        for c in self.parameter_columns:
-            parameters.append(self.rows[:n, c.start : c.stop])
-            gradients.append(found.parameters[c.name].reshape(n, -1))
-            if momenta is not None and self.momentum is not None:
-                momenta.append(self.momentum[:n, c.start : c.stop])
+                values.copy_(found.buffers[column.name].reshape(n, -1))
+        parameters, momenta = own[:trained], None
+        gradients = [found.parameters[c.name].reshape(n, -1) for c in self.parameter_columns]
+        if self.momentum is not None:
+            momenta = [*self.momentum[:n].split(self.widths[:trained], 1)]
         gradients = [*unshared(gradients, local)]
         if self.history:
             # A weight moves by the same rule in its coordinates, where the gradient of this step is a unit vector.
