@@ -146,7 +146,8 @@ class SlotGradient:
             leaves = [leaf.detach().requires_grad_() for leaf in leaves]
             forward = vmap(self._slot, in_dims=self.in_dims, randomness=self.randomness)
             losses, rest = forward(*pytree.tree_unflatten(leaves, structure), *others[:-1])
-            gradients = torch.autograd.grad(losses, leaves, others[-1], allow_unused=True, materialize_grads=True)
+            total = (losses * others[-1]).sum()
+            gradients = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
         return pytree.tree_unflatten(list(gradients), structure), pytree.tree_map(torch.Tensor.detach, rest)
 
     def _by_functorch(self, *arguments: Any) -> tuple[tuple[Named, Named], Any]:

@@ -243,10 +243,10 @@ def _program(one: _Recorder, two: _Recorder, results: list[_Ref]) -> GraphModule
 
 
 def _simplify(graph: Graph) -> None:
-    """Leave out what costs a pass over a matrix and changes no number.
+    """Leave out what costs time and changes no number.
 
     A weight's gradient comes as (X^T D)^T, whose elements lie in the wrong order for the update, which would copy them:
-    D^T X gives them in the right one.
+    D^T X gives them in the right one. The gradient of sum(x y) by x is y, which autograd multiplies by ones of sum's.
     """
 
     def transposed(value: Node) -> Node:
@@ -261,8 +261,27 @@ def _simplify(graph: Graph) -> None:
                 with graph.inserting_before(node):
                     other = graph.call_function(_aten.bmm.default, (transposed(right), transposed(left)))
                 node.replace_all_uses_with(other)
+        elif (other := _times_one(node)) is not None:
+            node.replace_all_uses_with(other)
         elif node.target is _aten.mul.Scalar and node.args[1] == 1 and not any(map(_writes, node.users)):
             node.replace_all_uses_with(node.all_input_nodes[0])
+
+
+def _times_one(node: Node) -> Node | None:
+    """y, where this is y times what autograd makes of sum(x y): ones, expanded."""
+    if node.target is not _aten.mul.Tensor:
+        return None
+    for ones, other in (node.args, node.args[::-1]):
+        chain = [ones]
+        for target in (_aten.expand.default, _aten.ones_like.default, _aten.sum.default, _aten.mul.Tensor):
+            if not isinstance(chain[-1], Node) or chain[-1].target is not target:
+                break
+            chain.append(chain[-1].args[0])
+        else:
+            product = chain[-2]
+            if isinstance(product, Node) and isinstance(other, Node) and other in product.args:
+                return other
+    return None
 
 
 def _writes(node: Node) -> bool:
