@@ -169,12 +169,28 @@ def _assign(steps: np.ndarray, num_slots: int) -> tuple[np.ndarray, np.ndarray]:
     """
     if num_slots == 1:
         return np.zeros_like(steps), np.cumsum(steps) - steps
-    free = list(range(num_slots))  # a heap of (step from which a slot is free, slot), as one integer
-    taken = [heapreplace(free, free[0] + length) for length in (steps * num_slots).tolist()]
-    start, slot = np.divmod(np.array(taken), num_slots)
+    free = np.arange(num_slots)  # (step from which a slot is free, slot), as one integer
+    runs = np.flatnonzero(np.diff(steps, append=-1)) + 1  # where neighbours that take equally long end
+    if len(runs) * 8 > len(steps):
+        heap = free.tolist()
+        taken = np.array([heapreplace(heap, heap[0] + length) for length in (steps * num_slots).tolist()])
+        free = np.array(heap)
+    else:
+        pieces, begin = [], 0
+        for end in runs.tolist():
+            # n such clients take the n earliest of the times at which a slot could begin one of them, and one more ...
+            n, length = end - begin, int(steps[begin]) * num_slots
+            each = n // num_slots + int(free.max() - free.min()) // length + 3
+            times = (free[:, None] + length * np.arange(each)).ravel()
+            times.sort()
+            pieces.append(times[:n])
+            free = free + length * np.bincount(times[:n] % num_slots, minlength=num_slots)
+            begin = end
+        taken = np.concatenate(pieces)
+    start, slot = np.divmod(taken, num_slots)
     # Number the slots by when they run dry, the last first: then the busy ones are always the first ones.
     rank = np.empty(num_slots, np.int64)
-    dry, last = np.divmod(np.array(free), num_slots)
+    dry, last = np.divmod(free, num_slots)
     rank[last[np.lexsort((last, -dry))]] = np.arange(num_slots)
     return rank[slot], start
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fedsim.config import LocalConfig
 from fedsim.data.federated import Split
 from fedsim.rng import counter_hash
-from fedsim.train.plan import make_plan
+from fedsim.train.plan import _assign, make_plan
 
 
 def split_of(sizes, order=None):
@@ -123,6 +123,29 @@ def test_slots_are_refilled_longest_first():
     assert plan.slot.tolist() == [0, 1, 1, 0]
     assert plan.start.tolist() == [0, 0, 3, 4]
     assert (plan.counts > 0).all(), "ten steps in two slots of five leave no hole"
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    runs=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 60)), min_size=1, max_size=8),
+    slots=st.integers(2, 20),
+    shuffle=st.booleans(),
+)
+def test_each_client_takes_the_slot_that_is_free_first(runs, slots, shuffle):
+    """List scheduling, client by client; many clients that take equally long are seated at once."""
+    steps = np.repeat(*np.array(runs).T)
+    if shuffle:
+        steps = np.random.default_rng(0).permutation(steps)
+    free, begins = [0] * slots, []
+    for length in steps.tolist():
+        place = min(range(slots), key=lambda s: (free[s], s))
+        begins.append((free[place], place))
+        free[place] += length
+    slot, start = _assign(steps, slots)
+    assert start.tolist() == [begin for begin, _ in begins]
+    # slots are numbered anew, by when they run dry, the last first
+    names = sorted(range(slots), key=lambda s: (-free[s], s))
+    assert [names[s] for s in slot.tolist()] == [place for _, place in begins]
 
 
 def test_no_samples_at_all_is_refused():
