@@ -164,10 +164,13 @@ def _run(cfg: DictConfig) -> float | None:
         if (done := sweep.finished(directory, config.server)) is not None:
             log.info(f"{directory} has finished before")
             return done.get("best", {}).get("test_accuracy")
-    if config.tracking.quiet:
-        for handler in logging.getLogger().handlers:
-            if not isinstance(handler, logging.FileHandler):
-                handler.setLevel(logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            continue
+        if config.tracking.quiet:
+            handler.setLevel(logging.WARNING)
+        if config.tracking.progress is False:
+            handler.setFormatter(logging.Formatter())  # plain, also in a terminal
 
     config = replace(config, checkpoint=saving)
     if importlib.import_module("fedsim.data.remote").is_remote(plain["data"]):
@@ -203,9 +206,12 @@ def _run(cfg: DictConfig) -> float | None:
     closing = importlib.import_module("fedsim.tracking.closing")
     rounds = f"{summary['rounds']:,} round{'s' * (summary['rounds'] != 1)}"
     why = {"target": ", the target reached", "patience": ", no better for long"}.get(summary["stopped"], "")
-    log.info(f"{config.name} has ended after {rounds}{why}\n{closing.outcome(summary)}")
+    facts = closing.outcome(summary)
     if not sweeping:
-        log.info(f"  {'files':<15}{_near(directory)}; for a page of them: python -m fedsim.report {_near(directory)}")
+        facts |= {"files": str(_near(directory)), "report": f"python -m fedsim.report {_near(directory)}"}
+    terminal = importlib.import_module("fedsim.tracking.terminal")
+    title = f"{config.name} has ended after {rounds}{why}"
+    log.info(terminal.Facts(title, facts, whole=("files", "report")))
     return summary.get("best", {}).get("test_accuracy")
 
 

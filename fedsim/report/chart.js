@@ -3,7 +3,7 @@
 function written(value, kind) {
   if (value === null || value === undefined || !isFinite(value)) return "–";
   const short = (number) => String(Number(number.toPrecision(3)));
-  if (kind === "share") return (100 * value).toFixed(1) + " %";
+  if (kind === "share") return (100 * value).toFixed(1) + "%";
   if (kind === "bytes") {
     const power = value >= 1 ? Math.min(Math.floor(Math.log(value) / Math.log(1024)), 4) : 0;
     return short(value / 1024 ** power) + " " + ["B", "KiB", "MiB", "GiB", "TiB"][power];
@@ -62,11 +62,11 @@ function chart(box, all, { xKind, yKind, xLabel, aim, cut }) {
   const svg = node("svg", { viewBox: `0 0 ${width} ${height}`, role: "img" }, box);
   for (const y of ticks(y0, y1, 5, yKind)) {
     node("line", { class: "grid", x1: left, x2: width - right, y1: py(y), y2: py(y) }, svg);
-    node("text", { x: left - 8, y: py(y) + 4, "text-anchor": "end" }, svg, yKind === "share" ? Number((100 * y).toPrecision(4)) + " %" : written(y, yKind));
+    node("text", { x: left - 8, y: py(y) + 4, "text-anchor": "end" }, svg, yKind === "share" ? Number((100 * y).toPrecision(4)) + "%" : written(y, yKind));
   }
   const whole = every.every((p) => Number.isInteger(p.x));
   for (const x of ticks(x0, x1, Math.max(3, Math.floor((width - left) / 75)), xKind, whole)) {
-    const text = xKind === "share" ? Number((100 * x).toPrecision(4)) + " %" : written(x, xKind);
+    const text = xKind === "share" ? Number((100 * x).toPrecision(4)) + "%" : written(x, xKind);
     node("text", { x: Math.min(px(x), width - right - 4 * text.length), y: height - bottom + 18, "text-anchor": "middle" }, svg, text);
   }
   node("text", { x: (left + width - right) / 2, y: height - 4, "text-anchor": "middle" }, svg, xLabel);

@@ -118,7 +118,7 @@ def test_the_runs_are_plain_html(text):
     assert "fedprox" in cells[3]
     assert "0.01" not in cells[3]  # that comes with fedprox; it is told below
     assert "<dt>algorithm.proximal_weight</dt><dd>0.01 (of 3 runs; the others have no such setting)</dd>" in text
-    assert "80.0 %" in cells[3]
+    assert "80.0%" in cells[3]
     assert "<dt>local.learning_rate</dt><dd>0.1</dd>" in text
 
 
@@ -130,10 +130,10 @@ def test_a_browser_draws_it_without_an_error(text, tmp_path, width):
     assert seen["fetched"] == []
     assert (seen["curves"], seen["bands"], seen["charts"]) == (2, 2, 5)
     fedavg = seen["first"][0]
-    assert fedavg[:3] == ["algorithm fedavg", "3", "46.7 % ± 15.0 %"]
+    assert fedavg[:3] == ["algorithm fedavg", "3", "46.7% ± 15.0%"]
     assert "4 ± 0 (2 of 3)" in fedavg
     assert [row[0] for row in seen["bySeed"]] == ["seed 0", "seed 1", "seed 2"]
-    assert seen["bySeed"][0][2] == "70.0 % ± 14.0 %"  # 60 and 80 %: deviation sqrt(2 * 10^2 / 1), to two digits
+    assert seen["bySeed"][0][2] == "70.0% ± 14.0%"  # 60 and 80 %: deviation sqrt(2 * 10^2 / 1), to two digits
     assert seen["sorted"] == ["5", "3", "4", "0", "1", "2"]  # by the best accuracy, falling
     assert seen["tip"].startswith("bytes sent")
     # By seed: seeds 0 and 2 of fedavg have the partition of conftest.py, seed 1 has another one.
@@ -171,7 +171,7 @@ def test_hundreds_of_runs_stay_small(sweep):
 @pytest.mark.parametrize(
     ("value", "kind", "text"),
     [
-        (None, "share", "\u2013"), (0.1234, "share", "12.3 %"), (1536.0, "bytes", "1.5 KiB"), (0.5, "bytes", "0.5 B"),
+        (None, "share", "\u2013"), (0.1234, "share", "12.3%"), (1536.0, "bytes", "1.5 KiB"), (0.5, "bytes", "0.5 B"),
         (0.0123, "seconds", "12.3 ms"), (90.0, "seconds", "1.5 min"), (7200.0, "seconds", "2 h"), (12.0, "count", "12"),
         (1234.0, "count", "1,234"), (0.5, "count", "0.5"),
     ],
