@@ -113,7 +113,7 @@ class Facts:
 
 
 class Formatter(logging.Formatter):
-    """Of the log's lines on standard error: what is drawn is drawn for the terminal, and lines are broken between words.
+    """Of the log on standard error: tables are drawn for the terminal, and lines are broken between words.
 
     In a file, whose formatter knows nothing of this, all is plain.
     """
