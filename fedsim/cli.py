@@ -15,6 +15,7 @@ from typing import Any
 import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.errors import HydraException
@@ -52,6 +53,7 @@ def run_job(job: Callable[[DictConfig], object]) -> None:
         _list_groups_at_once()
     Hydra.get_sanitized_cfg = _show_what_is_used  # pyright: ignore[reportAttributeAccessIssue]
     try:
+        _refuse_dashes()
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
     except KeyboardInterrupt:
         saved = next((place for place in _places[-1:] if next(place.rglob(CHECKPOINT), None)), None)
@@ -67,6 +69,14 @@ def run_job(job: Callable[[DictConfig], object]) -> None:
         _tell(error)
     if _mistakes or sweep.unfinished:
         sys.exit(1)
+
+
+def _refuse_dashes() -> None:
+    """Of --experiment Hydra makes --experimental-rerun, and other options with dashes it answers with its usage."""
+    flags = [flag for action in get_args_parser()._actions for flag in action.option_strings]
+    for name in (text.partition("=")[0] for text in sys.argv[1:]):
+        if name == "--experiment" or (name.startswith("--") and not any(flag.startswith(name) for flag in flags)):
+            raise ValueError(f"there is no {name}: options have no dashes, +experiment=NAME local.learning_rate=0.1")
 
 
 def _list_groups_at_once() -> None:
