@@ -48,7 +48,9 @@ class Screen:
 
     def text(self) -> str:
         """All lines, with the codes of their styles."""
-        lines = ("".join(f"{style}{letter}\x1b[0m" if style else letter for letter, style in line) for line in self.lines)
+        lines = (
+            "".join(f"{style}{letter}\x1b[0m" if style else letter for letter, style in line) for line in self.lines
+        )
         return "\n".join(line.rstrip() for line in lines).rstrip("\n")
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from fedsim.report.page import written
 from fedsim.report.runs import runs
-from fedsim.report.tables import frame, settings
+from fedsim.report.tables import column, frame, settings
 from fedsim.tracking.terminal import Column, Table
 
 _MOST_ROWS = 30
@@ -29,8 +29,7 @@ def jobs(directories: Sequence[Path]) -> Table:
     """A line a run: the settings in which they differ, and what came of them; of more than 30 runs the best."""
     figures = frame(runs(directories))
     keys = settings(figures)
-    accuracies = figures["best_accuracy"] if "best_accuracy" in figures else pd.Series(math.nan, figures.index)
-    shown, best = _ranked(accuracies)
+    shown, best = _ranked(column(figures, "best_accuracy"))
     columns = [Column("job", [str(figures.index[row]) for row in shown])]
     columns += [_settings(head, figures[key].iloc[shown]) for head, key in zip(short(keys), keys, strict=True)]
     for name, (head, kind) in _OF_JOBS.items():
@@ -49,8 +48,7 @@ def grouped(groups: pd.DataFrame, by: Sequence[str], target: float | None) -> Ta
         by: the settings that make the groups.
         target: test accuracy whose cost is counted, for the heading.
     """
-    known = "best_accuracy" in groups
-    shown, best = _ranked(groups["best_accuracy", "mean"] if known else pd.Series(math.nan, groups.index))
+    shown, best = _ranked(column(groups.xs("mean", axis=1, level=1), "best_accuracy"))
     columns = []
     for level, head in enumerate(short(by)):
         columns.append(_settings(head, groups.index.get_level_values(level).to_series().iloc[shown]))
@@ -67,9 +65,9 @@ def grouped(groups: pd.DataFrame, by: Sequence[str], target: float | None) -> Ta
     return Table(columns, best, _left_out(len(shown), len(groups), "groups"))
 
 
-def _ranked(accuracies: pd.Series) -> tuple[list[int], list[int]]:
+def _ranked(accuracies: np.ndarray) -> tuple[list[int], list[int]]:
     """The rows to show, the best first where there are too many for all; and which of these are the best."""
-    values = np.nan_to_num(np.asarray(accuracies, dtype=np.float64), nan=-1.0)
+    values = np.nan_to_num(accuracies, nan=-1.0)
     order = np.argsort(-values, kind="stable") if len(values) > _MOST_ROWS else np.arange(len(values))
     shown = order[:_MOST_ROWS].tolist()
     best = [place for place, row in enumerate(shown) if values[row] == values.max() >= 0]
