@@ -81,12 +81,17 @@ def browse(text: str, folder: Path, *, width: int) -> dict:
         f"--user-data-dir={folder / 'profile'}", f"--window-size={width},900", "--virtual-time-budget=4000",
         "--dump-dom", file.as_uri(),
     ]  # fmt: skip
-    for _ in range(3):  # a busy machine can keep the browser from starting in time
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env={**os.environ})
+    errors = ""
+    for _ in range(3):  # a busy machine can keep the browser from starting in time, or from ending
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env={**os.environ})
+        except subprocess.TimeoutExpired:
+            continue
         if found := re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.DOTALL):
             return json.loads(html.unescape(found[1]))
+        errors = done.stderr[-2000:]
         time.sleep(1)
-    raise AssertionError(f"the page did not come to its end: {done.stderr[-2000:]}")
+    raise AssertionError(f"the page did not come to its end: {errors}")
 
 
 @pytest.fixture
