@@ -1,7 +1,7 @@
 """The pictures of a terminal in these pages, made from what the commands print: `python docs/terminal.py`.
 
-Each command runs in a pseudo-terminal of its own, so that it prints what a person sees, bar included. Needs rich
-(`pip install rich`), which draws the text as SVG. Nothing in the pictures is fetched.
+Each command runs in a pseudo-terminal of its own, so that it prints what a person sees, bar included. rich draws the
+text as SVG. Nothing in the pictures is fetched.
 """
 
 import fcntl
@@ -23,10 +23,11 @@ SWEEP = ["-m", "+experiment=debug", "local.learning_rate=0.005,0.02", "seed=1,2,
 
 
 class Screen:
-    """The lines of a terminal that knows what tqdm and Hydra use: new lines, returns, and going up."""
+    """The lines of a terminal that knows what tqdm, rich and Hydra use: new lines, returns, going up, bold and dim."""
 
     def __init__(self) -> None:
-        self.lines, self.row, self.column = [""], 0, 0
+        self.lines: list[list[tuple[str, str]]] = [[]]  # of characters with the codes of their style
+        self.row, self.column, self.style = 0, 0, ""
 
     def feed(self, text: str) -> None:
         for part in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|\r|\n|[^\x1b\r\n]+", text):
@@ -34,16 +35,23 @@ class Screen:
                 self.column = 0
             elif part == "\n":
                 self.row, self.column = self.row + 1, 0
-                self.lines += [""] * (self.row + 1 - len(self.lines))
-            elif part.endswith("A") and part[0] == "\x1b":
-                self.row = max(0, self.row - int(part[2:-1] or 1))
+                self.lines += [[] for _ in range(self.row + 1 - len(self.lines))]
             elif part[0] != "\x1b":
-                line = self.lines[self.row].ljust(self.column)
-                self.lines[self.row] = line[: self.column] + part + line[self.column + len(part) :]
+                line = self.lines[self.row]
+                line += [(" ", "")] * (self.column - len(line))
+                line[self.column : self.column + len(part)] = [(letter, self.style) for letter in part]
                 self.column += len(part)
+            elif part.endswith("A"):
+                self.row = max(0, self.row - int(part[2:-1] or 1))
+            elif part.endswith("m"):
+                self.style = "" if part in ("\x1b[m", "\x1b[0m") else self.style + part
 
     def text(self) -> str:
-        return "\n".join(line.rstrip() for line in self.lines).rstrip("\n")
+        """All lines, with the codes of their styles."""
+        lines = (
+            "".join(f"{style}{letter}\x1b[0m" if style else letter for letter, style in line) for line in self.lines
+        )
+        return "\n".join(line.rstrip() for line in lines).rstrip("\n")
 
 
 def capture(arguments: list[str], folder: str, columns: int = COLUMNS) -> tuple[str, str]:
@@ -64,7 +72,7 @@ def capture(arguments: list[str], folder: str, columns: int = COLUMNS) -> tuple[
         if not received:
             break
         screen.feed(received.decode(errors="replace"))
-        if not half and re.search(r"[5-8]\d%\|", screen.lines[screen.row]):
+        if not half and re.search(r"[5-8]\d%\|", "".join(letter for letter, _ in screen.lines[screen.row])):
             half = screen.text()
     os.close(ours)
     if process.wait():
@@ -79,7 +87,7 @@ def picture(arguments: list[str], text: str, name: str) -> None:
 
     console = Console(record=True, width=COLUMNS, file=open(os.devnull, "w"))  # noqa: SIM115
     console.print(Text.assemble(("$ ", "bold green"), (f"python -m fedsim {' '.join(arguments)}", "bold")))
-    console.print(Text(text.replace(str(Path.home()), "~")))
+    console.print(Text.from_ansi(text.replace(str(Path.home()), "~")))
     # The format of rich fetches a font from the web; here the reader's own stands in.
     layout = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
     layout = layout.replace("Fira Code, monospace", "ui-monospace, 'DejaVu Sans Mono', monospace")

@@ -15,6 +15,7 @@ from typing import Any
 import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.errors import HydraException
@@ -52,6 +53,7 @@ def run_job(job: Callable[[DictConfig], object]) -> None:
         _list_groups_at_once()
     Hydra.get_sanitized_cfg = _show_what_is_used  # pyright: ignore[reportAttributeAccessIssue]
     try:
+        _refuse_dashes()
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
     except KeyboardInterrupt:
         saved = next((place for place in _places[-1:] if next(place.rglob(CHECKPOINT), None)), None)
@@ -67,6 +69,14 @@ def run_job(job: Callable[[DictConfig], object]) -> None:
         _tell(error)
     if _mistakes or sweep.unfinished:
         sys.exit(1)
+
+
+def _refuse_dashes() -> None:
+    """Of --experiment Hydra makes --experimental-rerun, and other options with dashes it answers with its usage."""
+    flags = [flag for action in get_args_parser()._actions for flag in action.option_strings]
+    for name in (text.partition("=")[0] for text in sys.argv[1:]):
+        if name == "--experiment" or (name.startswith("--") and not any(flag.startswith(name) for flag in flags)):
+            raise ValueError(f"there is no {name}: options have no dashes, +experiment=NAME local.learning_rate=0.1")
 
 
 def _list_groups_at_once() -> None:
@@ -164,10 +174,13 @@ def _run(cfg: DictConfig) -> float | None:
         if (done := sweep.finished(directory, config.server)) is not None:
             log.info(f"{directory} has finished before")
             return done.get("best", {}).get("test_accuracy")
-    if config.tracking.quiet:
-        for handler in logging.getLogger().handlers:
-            if not isinstance(handler, logging.FileHandler):
-                handler.setLevel(logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            continue
+        if config.tracking.quiet:
+            handler.setLevel(logging.WARNING)
+        if config.tracking.progress is False:
+            handler.setFormatter(logging.Formatter())  # plain, also in a terminal
 
     config = replace(config, checkpoint=saving)
     if importlib.import_module("fedsim.data.remote").is_remote(plain["data"]):
@@ -203,9 +216,12 @@ def _run(cfg: DictConfig) -> float | None:
     closing = importlib.import_module("fedsim.tracking.closing")
     rounds = f"{summary['rounds']:,} round{'s' * (summary['rounds'] != 1)}"
     why = {"target": ", the target reached", "patience": ", no better for long"}.get(summary["stopped"], "")
-    log.info(f"{config.name} has ended after {rounds}{why}\n{closing.outcome(summary)}")
+    facts = closing.outcome(summary)
     if not sweeping:
-        log.info(f"  {'files':<15}{_near(directory)}; for a page of them: python -m fedsim.report {_near(directory)}")
+        facts |= {"files": str(_near(directory)), "report": f"python -m fedsim.report {_near(directory)}"}
+    terminal = importlib.import_module("fedsim.tracking.terminal")
+    title = f"{config.name} has ended after {rounds}{why}"
+    log.info(terminal.Facts(title, facts, whole=("files", "report")))
     return summary.get("best", {}).get("test_accuracy")
 
 

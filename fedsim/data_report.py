@@ -7,6 +7,7 @@ It takes the arguments of `python -m fedsim`, composes the same configuration, a
 
 import importlib
 import logging
+import sys
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -15,6 +16,7 @@ from omegaconf import DictConfig
 from fedsim.choices import keep_own_options
 from fedsim.cli import run_job
 from fedsim.compose import validated
+from fedsim.tracking.terminal import Facts, drawn
 
 log = logging.getLogger("fedsim")
 
@@ -44,8 +46,8 @@ def _job(cfg: DictConfig) -> None:
     chosen = HydraConfig.get().runtime.choices.get("partition")
     title = f"{dataset.name}, partition={chosen}, {owned.num_clients:,} clients"
     summary = report_module.report(owned, directory, partition=partition, title=title)
-    print(report_module.describe(summary))
-    print(f"{'files':<24}{directory}")
+    facts = report_module.facts(summary) | {"files": str(directory)}
+    print(drawn(Facts(title, facts, whole=("hash of the data", "hash of the partition", "files")), sys.stdout))
 
 
 if __name__ == "__main__":

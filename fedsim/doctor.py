@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 REQUIRED = (
-    "torch", "torchvision", "numpy", "hydra-core", "omegaconf", "pandas", "tqdm", "matplotlib", "safetensors", "psutil",
+    "torch", "torchvision", "numpy", "hydra-core", "omegaconf", "pandas", "tqdm", "rich", "matplotlib", "safetensors",
+    "psutil",
 )  # fmt: skip
 # Extra -> its packages, as in pyproject.toml, and what they are for.
 EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {

@@ -22,10 +22,30 @@ _EXTRA_GROUPS = ("experiment", "sweep")
 def unknown(key: str, known: Iterable[str]) -> str:
     """The line for an option that does not exist, with the names that are near."""
     if key in _EXTRA_GROUPS:
-        return f"{key} is chosen with a plus sign: +{key}=NAME"
-    near = difflib.get_close_matches(key, [*known, *_EXTRA_GROUPS], n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(f'+{n}=NAME' if n in _EXTRA_GROUPS else n for n in near)}?" if near else ""
-    return f"unknown option {key!r}; {hint or 'see python -m fedsim --cfg job'}"
+        given = next((text.partition("=")[2] for text in sys.argv if text.startswith(f"{key}=")), "NAME")
+        return f"{key} is chosen with a plus sign: +{key}={given}"
+    names = [name for name in known if not name.rpartition(".")[2].startswith("_")]  # _target_ is no user's
+    near = _shortened(key, names) or difflib.get_close_matches(key, [*names, *_EXTRA_GROUPS], n=3, cutoff=0.6)
+    parent = key.rpartition(".")[0]
+    inside = [name.removeprefix(f"{parent}.") for name in names if parent and name.rpartition(".")[0] == parent]
+    hint = "see python -m fedsim --cfg job"
+    if near and near != [parent]:
+        hint = f"did you mean {' or '.join(f'+{n}=NAME' if n in _EXTRA_GROUPS else n for n in near if n != parent)}?"
+    elif inside:
+        hint = f"{parent} has {', '.join(inside)}"
+    return f"unknown option {key!r}; {hint}"
+
+
+def _shortened(key: str, names: Iterable[str]) -> list[str]:
+    """The options that `key` is short for: lr or local.lr for local.learning_rate, epochs for local.num_epochs."""
+    parent, _, short = key.rpartition(".")
+    found = []
+    for name in names:
+        where, _, last = name.rpartition(".")
+        initials = "".join(word[0] for word in last.split("_"))
+        if (parent in ("", where)) and where and (short == initials != last or last in (short, f"num_{short}")):
+            found.append(name)
+    return found[:3]
 
 
 def explain(error: BaseException, conf: Path) -> str:
@@ -44,6 +64,11 @@ def explain(error: BaseException, conf: Path) -> str:
         return _unknown_choice(match[1], match[2], match[3].split())
     if match := re.search(r"Could not load '([^']*)/([^']*)'", text):
         return _unknown_choice(match[1], match[2], _options(conf, match[1]))
+    if match := re.search(r"Ambiguous value for argument '([^=]*)=([^']*)'", text):
+        return (
+            f"{match[1]}={match[2]} is several values: a run for each is a sweep, python -m fedsim -m ...; "
+            f"one list is {match[1]}=[{match[2]}]"
+        )
     if match := re.search(r"Error parsing override '([^'=]*)'\s+missing EQUAL", text):
         return f"{match[1]!r} is no option: options are NAME=VALUE, and an experiment is chosen with +experiment=NAME"
     if match := re.search(r"Multiple values for ([a-z_/]+)\.", text):
@@ -56,16 +81,29 @@ def explain(error: BaseException, conf: Path) -> str:
         return match[1]
     cause = error.__cause__
     if isinstance(error, HydraException) and cause is not None:
-        inner = str(cause).splitlines()[0]
+        inner = _of_another_type(str(cause).splitlines()[0])
         if match := re.search(r"ValueError raised while resolving interpolation: (.*)", inner):
             return match[1]
         key = re.search(r"full_key: (\S+)", f"{text}\n{cause}")
-        if key and key[1] not in inner:
-            return f"{key[1]}: {inner}"
-        return inner
+        return _told_of(key and key[1], inner)
     key = re.search(r"full_key: (\S+)", text)
-    first = text.splitlines()[0] if text else type(error).__name__
-    return f"{key[1]}: {first}" if key else " ".join(text.split())
+    first = _of_another_type(text.splitlines()[0]) if text else type(error).__name__
+    return _told_of(key[1], first) if key else " ".join(text.split())
+
+
+def _told_of(key: str | None, line: str) -> str:
+    if key is None or key in line:
+        return line
+    return f"{key} {line}" if line.startswith("must be ") else f"{key}: {line}"
+
+
+def _of_another_type(line: str) -> str:
+    """OmegaConf's words for a value of a wrong type, in ours."""
+    match = re.fullmatch(r"Value (.*) of type '[^']*' could not be converted to (Float|Integer|Boolean)", line)
+    if match is None:
+        return line
+    what = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false"}[match[2]]
+    return f"must be {what}, got {match[1]}"
 
 
 def _options(conf: Path, group: str) -> list[str]:

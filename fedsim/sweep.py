@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedsim.config import CheckpointConfig, ServerConfig
 from fedsim.files import CHECKPOINT, holds_run
+from fedsim.tracking.terminal import drawn
 
 _TOLD = ".told"  # in a sweep's folder: a mark for each line that all jobs would tell
 
@@ -97,7 +98,9 @@ class SweepEnd(Callback):
         if not config.tracking.quiet:
             if done:
                 text = importlib.import_module("fedsim.report.text")  # brings pandas, which no other command needs
-                print(f"\n{text.jobs(done, shutil.get_terminal_size().columns)}", file=sys.stderr)
+                plain = config.tracking.progress is False
+                table = text.jobs(done)
+                print(f"\n{table if plain else drawn(table, sys.stderr)}", file=sys.stderr)
             print(f"{len(done)} of {len(jobs)} runs finished; python -m fedsim.report {folder}", file=sys.stderr)
         if unfinished:
             missing = ", ".join(unfinished[:10]) + (" and others" if len(unfinished) > 10 else "")

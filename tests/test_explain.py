@@ -11,12 +11,24 @@ from fedsim.explain import explain, known_keys, unknown
     [
         ("experiment", "experiment is chosen with a plus sign: +experiment=NAME"),
         ("sweeep", "unknown option 'sweeep'; did you mean +sweep=NAME?"),
-        ("local.momntum", "unknown option 'local.momntum'; did you mean local.momentum?"),
+        ("local.momntum", "unknown option 'local.momntum'; did you mean local.momentum or local.num_epochs?"),
         ("zzz", "unknown option 'zzz'; see python -m fedsim --cfg job"),
+        ("local.lr", "unknown option 'local.lr'; did you mean local.learning_rate?"),
+        ("lr", "unknown option 'lr'; did you mean local.learning_rate?"),
+        ("epochs", "unknown option 'epochs'; did you mean local.num_epochs?"),
+        ("momentum", "unknown option 'momentum'; did you mean local.momentum?"),
+        ("algoritm", "unknown option 'algoritm'; did you mean algorithm?"),
+        ("local.zzz", "unknown option 'local.zzz'; local has momentum, learning_rate, num_epochs"),
     ],
 )
 def test_near_names(key, line):
-    assert unknown(key, ["local.momentum", "device"]) == line
+    known = ["local", "local.momentum", "local.learning_rate", "local.num_epochs", "device", "algorithm"]
+    assert unknown(key, [*known, "algorithm._target_"]) == line
+
+
+def test_an_experiment_without_its_plus_is_told_with_its_name(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["fedsim", "experiment=debug"])
+    assert unknown("experiment", []) == "experiment is chosen with a plus sign: +experiment=debug"
 
 
 @pytest.mark.parametrize(("launcher", "extra"), [("joblib", "sweep"), ("submitit_slurm", "slurm")])

@@ -30,10 +30,10 @@ def test_an_interrupted_sweep_continues_with_only_what_is_missing(fedsim, tmp_pa
     whole = fedsim(*SWEEP, "seed=1,2,3,4", "hydra.sweep.dir=whole")
     assert whole.code == 0, whole.err
     assert "4 of 4 runs finished; python -m fedsim.report whole" in whole.err
-    heads, *lines = [line.split() for line in whole.err.split("\n  job ")[1].splitlines()[:5]]
+    heads, *lines = [line.strip("* ").split() for line in whole.err.split("\n  job ")[1].splitlines()[:5]]
     assert heads[:3] == ["seed", "best", "final"]
     assert [line[:2] for line in lines] == [["0", "1"], ["1", "2"], ["2", "3"], ["3", "4"]]
-    assert lines[0][2] == f"{100 * summary(tmp_path / 'whole' / '0')['best']['test_accuracy']:.1f}"
+    assert lines[0][2] == f"{summary(tmp_path / 'whole' / '0')['best']['test_accuracy']:.1%}"
 
     import fedsim.recording as module
 

@@ -72,7 +72,7 @@ class TrackingConfig:
     """What is shown while a run goes on.
 
     Attributes:
-        progress: the progress bar; False: plain lines; None: the bar in a terminal, lines elsewhere.
+        progress: the progress bar; False: plain lines; None: the bar in a terminal, plain lines elsewhere.
         quiet: nothing but warnings and errors on the terminal; run.log tells the rest.
         sinks: name -> `_target_` factory of a tracker (`fedsim.tracking.sinks`); chosen with tracking=[...].
     """

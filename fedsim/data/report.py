@@ -89,39 +89,37 @@ def summarise(dataset: FederatedDataset, frame: pd.DataFrame) -> dict[str, Any]:
     return summary
 
 
-def describe(summary: dict[str, Any]) -> str:
-    """The summary as lines for a person."""
+def facts(summary: dict[str, Any]) -> dict[str, str]:
+    """The summary as a person reads it, under the name of each thing."""
     sizes = summary["sizes"]
     parts = ", ".join(f"{name} {count:,}" for name, count in summary["num_samples"].items())
     central = summary["num_central_test_samples"]
-    lines = [
-        ("data", f"{summary['data']} ({summary['data_source']})"),
-        ("clients", f"{summary['num_clients']:,}"),
-        ("samples of clients", f"{sum(summary['num_samples'].values()):,} ({parts})"),
-    ]
+    found = {
+        "data": f"{summary['data']} ({summary['data_source']})",
+        "clients": f"{summary['num_clients']:,}",
+        "samples of clients": f"{sum(summary['num_samples'].values()):,} ({parts})",
+    }
     if central:
-        lines.append(("central test samples", f"{central:,}"))
-    lines.append(
-        (
-            "samples a client",
-            f"{sizes['min']:,} to {sizes['max']:,}, median {sizes['median']:,.0f}, mean {sizes['mean']:,.1f}; "
-            f"Gini {sizes['gini']:.3f}",
-        )
+        found["central test samples"] = f"{central:,}"
+    found["samples a client"] = (
+        f"{sizes['min']:,} to {sizes['max']:,}, median {sizes['median']:,.0f}, mean {sizes['mean']:,.1f}; "
+        f"Gini {sizes['gini']:.3f}"
     )
     if "effective_classes" in summary:
         held = summary["effective_classes"]
         spread = f"10th to 90th percentile {held['p10']:.2f} to {held['p90']:.2f}"
-        lines.append(("effective classes", f"{held['mean']:.2f} of {summary['num_classes']} a client ({spread})"))
+        found["effective classes"] = f"{held['mean']:.2f} of {summary['num_classes']} a client ({spread})"
         near = f"Hellinger {summary['hellinger']:.3f}, Jensen-Shannon {summary['jensen_shannon']:.3f}"
-        lines.append(("distance to all", f"{near} (mean of clients)"))
+        found["distance to all"] = f"{near} (mean of clients)"
     if "partition" in summary:
         made = summary["partition"]
         options = ", ".join(f"{key}={value}" for key, value in made["recipe"].items() if key != "name")
-        lines.append(("partition", f"{made['recipe']['name']} ({options}), seed {made['seed']}"))
-        lines.append(("hash of the data", made["dataset"][1]))
-        lines.append(("hash of the partition", made["digest"]))
-    lines += [("note", note) for note in summary["notes"]]
-    return "\n".join(f"{name:<24}{text}" for name, text in lines)
+        found["partition"] = f"{made['recipe']['name']} ({options}), seed {made['seed']}"
+        found["hash of the data"] = made["dataset"][1]
+        found["hash of the partition"] = made["digest"]
+    if summary["notes"]:
+        found["notes"] = "\n".join(summary["notes"])
+    return found
 
 
 def report(

@@ -1,7 +1,6 @@
 """`python -m fedsim.report RUN_DIR...`: one HTML page over one run or a sweep of hundreds."""
 
 import argparse
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from fedsim.report import text
 from fedsim.report.page import page
 from fedsim.report.runs import grouping, runs
 from fedsim.report.tables import default_target, frame, groups
+from fedsim.tracking.terminal import drawn
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,17 +32,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         by = grouping(recorded)
         if options.group_by is not None:
             by = [key.strip() for key in options.group_by.split(",") if key.strip()]
-        table = frame(recorded, target=options.target)
-        grouped = groups(table, by)
+        figures = frame(recorded, target=options.target)
+        grouped = groups(figures, by)
         out = Path(options.out)
         out.write_text(page(recorded, out.resolve().parent, by=by, target=options.target), encoding="utf-8")
         if options.csv:
-            table.to_csv(options.csv)
+            figures.to_csv(options.csv)
     except (ValueError, OSError) as error:
         print(f"fedsim: error: {error}", file=sys.stderr)
         return 1
     target = default_target(recorded) if options.target is None else options.target
-    print(text.grouped(grouped, by, target, shutil.get_terminal_size().columns))
+    table = text.grouped(grouped, by, target)
+    print(drawn(table, sys.stdout))
     counts = (f"{n} {word}{'s' * (n != 1)}" for n, word in ((len(recorded), "run"), (len(grouped), "group")))
     print(f"{' in '.join(counts)}: open {out} in a browser")
     return 0

@@ -3,7 +3,7 @@
 function written(value, kind) {
   if (value === null || value === undefined || !isFinite(value)) return "–";
   const short = (number) => String(Number(number.toPrecision(3)));
-  if (kind === "share") return (100 * value).toFixed(1) + " %";
+  if (kind === "share") return (100 * value).toFixed(1) + "%";
   if (kind === "bytes") {
     const power = value >= 1 ? Math.min(Math.floor(Math.log(value) / Math.log(1024)), 4) : 0;
     return short(value / 1024 ** power) + " " + ["B", "KiB", "MiB", "GiB", "TiB"][power];
@@ -62,11 +62,11 @@ function chart(box, all, { xKind, yKind, xLabel, aim, cut }) {
   const svg = node("svg", { viewBox: `0 0 ${width} ${height}`, role: "img" }, box);
   for (const y of ticks(y0, y1, 5, yKind)) {
     node("line", { class: "grid", x1: left, x2: width - right, y1: py(y), y2: py(y) }, svg);
-    node("text", { x: left - 8, y: py(y) + 4, "text-anchor": "end" }, svg, yKind === "share" ? Number((100 * y).toPrecision(4)) + " %" : written(y, yKind));
+    node("text", { x: left - 8, y: py(y) + 4, "text-anchor": "end" }, svg, yKind === "share" ? Number((100 * y).toPrecision(4)) + "%" : written(y, yKind));
   }
   const whole = every.every((p) => Number.isInteger(p.x));
   for (const x of ticks(x0, x1, Math.max(3, Math.floor((width - left) / 75)), xKind, whole)) {
-    const text = xKind === "share" ? Number((100 * x).toPrecision(4)) + " %" : written(x, xKind);
+    const text = xKind === "share" ? Number((100 * x).toPrecision(4)) + "%" : written(x, xKind);
     node("text", { x: Math.min(px(x), width - right - 4 * text.length), y: height - bottom + 18, "text-anchor": "middle" }, svg, text);
   }
   node("text", { x: (left + width - right) / 2, y: height - 4, "text-anchor": "middle" }, svg, xLabel);
@@ -74,17 +74,19 @@ function chart(box, all, { xKind, yKind, xLabel, aim, cut }) {
   if (aimed) {
     node("line", { class: "aim", x1: left, x2: width - right, y1: py(aim), y2: py(aim) }, svg);
   }
-  for (const line of lines) {
+  const before = lines.filter((line) => !line.behind);
+  for (const line of before) {
     if (line.points.some((p) => p.high > p.low)) {
       const upper = line.points.map((p) => `${px(p.x).toFixed(1)},${py(p.high).toFixed(1)}`);
       const lower = line.points.map((p) => `${px(p.x).toFixed(1)},${py(p.low).toFixed(1)}`).reverse();
       node("polygon", { class: "band", fill: line.colour, points: [...upper, ...lower].join(" ") }, svg);
     }
   }
-  dashes(lines, px, py);
-  for (const line of lines) {
+  dashes(before, px, py);
+  for (const line of [...lines.filter((line) => line.behind), ...before]) {
     const points = line.points.map((p) => `${px(p.x).toFixed(1)},${py(p.y).toFixed(1)}`);
-    line.drawn = node("polyline", { class: lines.length > 20 ? "curve thin" : "curve", stroke: line.colour, points: points.join(" ") }, svg);
+    line.drawn = node("polyline", { class: line.behind ? "curve behind" : "curve", stroke: line.colour, points: points.join(" ") }, svg);
+    line.drawn.dataset.name = line.name;
     if (line.dash) for (const [key, value] of Object.entries(line.dash)) line.drawn.setAttribute(key, value);
     if (points.length === 1) node("circle", { r: 3.5, fill: line.colour, cx: points[0].split(",")[0], cy: points[0].split(",")[1] }, svg);
   }
@@ -113,17 +115,20 @@ function dashes(lines, px, py) {
   }
 }
 
+function emphasise(name, within = document) {
+  within.querySelectorAll(".curve").forEach((line) => line.classList.toggle("near", line.dataset.name === name));
+}
+
 function hover(box, svg, lines, { px, py, left, width, top, height, bottom, xKind, yKind, xLabel }) {
   const cursor = node("line", { class: "cursor", y1: top, y2: height - bottom, visibility: "hidden" }, svg);
   const tip = document.createElement("div");
   tip.className = "tip";
   tip.hidden = true;
   box.append(tip);
-  const emphasise = (near) => lines.forEach((line) => line.drawn.classList.toggle("near", lines.length > 1 && line === near));
   svg.addEventListener("pointerleave", () => {
     tip.hidden = true;
     cursor.setAttribute("visibility", "hidden");
-    emphasise(null);
+    emphasise(null, svg);
   });
   svg.addEventListener("pointermove", (event) => {
     const place = svg.getBoundingClientRect();
@@ -139,7 +144,7 @@ function hover(box, svg, lines, { px, py, left, width, top, height, bottom, xKin
     const found = lines.map((line) => ({ line, point: nearest(line.points) }));
     const away = ({ point }) => Math.abs(py(point.y) - level);
     const closest = [...found].sort((a, b) => away(a) - away(b)).slice(0, 12);
-    emphasise(closest[0].line);
+    emphasise(lines.length > 1 ? closest[0].line.name : null, svg);
     for (const { line, point } of found.filter((each) => closest.includes(each))) {
       const row = document.createElement("div");
       row.innerHTML = `<span class="swatch" style="background:${line.colour}"></span>`;

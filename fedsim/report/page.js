@@ -2,6 +2,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const at = (id) => document.getElementById(id);
 // Okabe and Ito's colours, which colour-blind readers tell apart, then others of equal weight.
 const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b58900", "#56b4e9", "#7b3fa0", "#8c564b", "#6b7280", "#e377c2"];
+const GREY = "var(--faint)";
 const AXES = {
   round: ["round", "count"], seconds: ["seconds of training", "seconds"],
   virtual_seconds: ["virtual time", "seconds"], bytes: ["bytes sent", "bytes"],
@@ -40,11 +41,15 @@ function groups() {
     found.get(name).runs.push(run);
   }
   const all = [...found.values()];
-  // More groups than colours: hues in steps of the golden angle, so that neighbours differ.
-  all.forEach((group, i) => {
-    group.colour = all.length <= COLOURS.length ? COLOURS[i] : `hsl(${(i * 137.5) % 360} 65% ${45 + 10 * (i % 2)}%)`;
-  });
+  // More groups than colours: the best come first and have them, the others are grey.
+  if (all.length > COLOURS.length) all.sort((a, b) => worth(b) - worth(a));
+  all.forEach((group, i) => { group.colour = COLOURS[i] || GREY; });
   return all;
+}
+
+function worth(group) {
+  const known = group.runs.map((run) => run.values.best_accuracy ?? null).filter((value) => value !== null);
+  return known.length ? spread(known).mean : -1;
 }
 
 // Mean and spread of a metric over a group's runs. Rounds are compared where they are; on other axes, where no two runs
@@ -67,7 +72,11 @@ function series(group, metric, axis) {
     const { mean, std, n } = spread(ys);
     return { x, y: mean, low: mean - std, high: mean + std, n };
   });
-  return { name: group.name, colour: group.colour, points: drawn };
+  return { ...look(group), points: drawn };
+}
+
+function look({ name, colour }) {
+  return { name, colour, behind: colour === GREY };
 }
 
 function read(xs, ys, x) {
@@ -81,10 +90,11 @@ function read(xs, ys, x) {
 function groupsTable(found) {
   const table = at("groups");
   const head = document.createElement("tr");
-  const add = (row, tag, text, number) => {
+  const add = (row, tag, text, number, value) => {
     const cell = document.createElement(tag);
     cell.textContent = text;
     if (number) cell.className = "number";
+    if (value !== undefined) cell.dataset.value = value;
     row.append(cell);
     return cell;
   };
@@ -95,7 +105,13 @@ function groupsTable(found) {
   for (const group of found) {
     const row = document.createElement("tr");
     row.classList.toggle("off", hidden.has(group.name));
-    const name = add(row, "td", group.name);
+    const name = add(row, "td", group.parts.length ? "" : group.name);
+    group.parts.forEach((part, i) => {  // a line ends between settings, not within one
+      const whole = document.createElement("span");
+      whole.className = "whole";
+      whole.textContent = part;
+      name.append(i ? ", " : "", whole);
+    });
     const swatch = document.createElement("span");
     swatch.className = "swatch";
     swatch.style.background = group.colour;
@@ -103,7 +119,8 @@ function groupsTable(found) {
     add(row, "td", group.runs.length, true);
     for (const [column, [, kind]] of Object.entries(data.columns)) {
       const values = group.runs.map((run) => run.values[column]).filter((value) => value !== null);
-      const cell = add(row, "td", values.length ? written(spread(values).mean, kind) : "–", true);
+      const mean = values.length ? spread(values).mean : undefined;
+      const cell = add(row, "td", values.length ? written(mean, kind) : "–", true, mean);
       const more = document.createElement("small");
       if (values.length > 1) more.textContent = " ± " + written(Number(spread(values).std.toPrecision(2)), kind);
       if (column.endsWith("_to_target") && values.length < group.runs.length) more.textContent += ` (${values.length} of ${group.runs.length})`;
@@ -113,11 +130,14 @@ function groupsTable(found) {
       if (!hidden.delete(group.name)) hidden.add(group.name);
       draw();
     });
+    row.addEventListener("pointerenter", () => emphasise(group.name));
+    row.addEventListener("pointerleave", () => emphasise(null));
     body.append(row);
   }
   const thead = document.createElement("thead");
   thead.append(head);
   table.replaceChildren(thead, body);
+  sortable(table);
 }
 
 function draw() {
@@ -129,7 +149,8 @@ function draw() {
   const what = label(metric)[0].toUpperCase() + label(metric).slice(1);
   at("curves-caption").textContent = `${what} by ${xLabel}. ` + (several
     ? "Lines are means over the runs of a group, bands one standard deviation to either side." : "One run a line.")
-    + (found.length > 1 ? " Lines that lie on one another are dashed in turns. A click on a group below hides it or shows it again." : "");
+    + (found.length > COLOURS.length ? ` The best ${COLOURS.length} groups have colours, the other ${found.length - COLOURS.length} are grey.` : "")
+    + (found.length > 1 ? " Lines that lie on one another are dashed in turns. A click on a group below hides it or shows it again, on a heading sorts." : "");
   groupsTable(found);
   const clients = found.map((group) => {
     const known = group.runs.map((run) => run.clients).filter(Boolean);
@@ -137,7 +158,7 @@ function draw() {
       const share = i / (known[0].length - 1);
       return { x: spread(known.map((quantiles) => quantiles[i])).mean, y: share, low: share, high: share, n: 1 };
     }) : [];
-    return { name: group.name, colour: group.colour, points };
+    return { ...look(group), points };
   });
   chart(at("clients"), clients, { xKind: "share", yKind: "share", xLabel: "test accuracy of a client" });
   const sizes = found.map((group) => {
@@ -146,7 +167,7 @@ function draw() {
       const share = i / (all.length - 1);
       return { x, y: share, low: share, high: share, n: 1 };
     });
-    return { name: group.name, colour: group.colour, points };
+    return { ...look(group), points };
   });
   chart(at("sizes"), sizes, { xKind: "count", yKind: "share", xLabel: "training samples of a client" });
   const more = maps(at("maps"), found.filter((group) => !hidden.has(group.name)));
@@ -163,22 +184,26 @@ function option(select, value, text) {
   select.append(made);
 }
 
+// A click on a heading sorts, and the table remembers it when its rows are made anew.
 function sortable(table) {
-  const heads = [...table.querySelectorAll("th")];
-  heads.forEach((head, column) => head.addEventListener("click", () => {
-    const up = head.dataset.up !== "true";
-    heads.forEach((other) => delete other.dataset.up);
-    head.dataset.up = up;
+  const sort = () => {
+    const column = Number(table.dataset.column), up = table.dataset.up === "true";
     const value = (row) => {
       const cell = row.cells[column];
       const number = Number(cell.dataset.value ?? cell.textContent);
-      return cell.textContent === "–" ? [1, 0, ""] : Number.isNaN(number) ? [0, 0, cell.textContent] : [0, number, ""];
+      return cell.textContent.startsWith("–") ? [1, 0, ""] : Number.isNaN(number) ? [0, 0, cell.textContent] : [0, number, ""];
     };
     const body = table.tBodies[0];
     const rows = [...body.rows].map((row) => [value(row), row]);
     rows.sort(([a], [b]) => a[0] - b[0] || (up ? 1 : -1) * (a[1] - b[1] || a[2].localeCompare(b[2])));
     body.append(...rows.map(([, row]) => row));
+  };
+  table.querySelectorAll("th").forEach((head, column) => head.addEventListener("click", () => {
+    table.dataset.up = table.dataset.column !== String(column) || table.dataset.up !== "true";
+    table.dataset.column = column;
+    sort();
   }));
+  if (table.dataset.column) sort();
 }
 
 data.metrics.forEach((metric) => option(at("metric"), metric, label(metric)));

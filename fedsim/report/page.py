@@ -208,7 +208,7 @@ def written(value: float | None, kind: str) -> str:
     if value is None:
         return _DASH
     if kind == "share":
-        return f"{100 * value:.1f} %"
+        return f"{100 * value:.1f}%"
     if kind == "bytes":
         return _scaled(value, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
     if kind == "seconds":

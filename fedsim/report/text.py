@@ -3,17 +3,17 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pandas as pd
 
 from fedsim.report.page import written
 from fedsim.report.runs import runs
-from fedsim.report.tables import frame, settings
-from fedsim.tracking.closing import Cell, table
+from fedsim.report.tables import column, frame, settings
+from fedsim.tracking.terminal import Column, Table
 
-_MOST_JOBS = 30
+_MOST_ROWS = 30
+_DASH = "-"
 # Column of `frame` -> heading and kind, as in the page; a loss has three decimals, as in the lines of a run.
 _OF_JOBS = {
     "best_accuracy": ("best", "share"), "final_accuracy": ("final", "share"), "train_loss": ("train loss", "loss"),
@@ -25,50 +25,57 @@ _OF_GROUPS = {
 }  # fmt: skip
 
 
-def jobs(directories: Sequence[Path], width: int) -> str:
-    """A line a run: the settings in which they differ, and what came of them; of more than 30 runs the best.
-
-    Args:
-        directories: of the runs.
-        width: of the terminal.
-    """
+def jobs(directories: Sequence[Path]) -> Table:
+    """A line a run: the settings in which they differ, and what came of them; of more than 30 runs the best."""
     figures = frame(runs(directories))
-    total, keys = len(figures), settings(figures)
-    if total > _MOST_JOBS and "best_accuracy" in figures:
-        figures = figures.sort_values("best_accuracy", ascending=False, kind="stable")
-    figures = figures.head(_MOST_JOBS)
-    shown = {name: about for name, about in _OF_JOBS.items() if name in figures}
-    rows = [
-        [
-            str(run),
-            *(_setting(row[key]) for key in keys),
-            *(_figure(row[name], kind) for name, (_, kind) in shown.items()),
-        ]
-        for run, row in figures.iterrows()
-    ]
-    text = table(["job", *short(keys), *(head for head, _ in shown.values())], rows, width)
-    return text if total == len(figures) else f"the best {len(figures)} of {total} runs\n{text}"
+    keys = settings(figures)
+    shown, best = _ranked(column(figures, "best_accuracy"))
+    columns = [Column("job", [str(figures.index[row]) for row in shown])]
+    columns += [_settings(head, figures[key].iloc[shown]) for head, key in zip(short(keys), keys, strict=True)]
+    for name, (head, kind) in _OF_JOBS.items():
+        if name in figures:
+            cells = [_figure(value, kind) for value in figures[name].iloc[shown]]
+            columns.append(Column(head, cells, right=True, stays=name == "best_accuracy"))
+    return Table(columns, best, _left_out(len(shown), len(figures), "runs"))
 
 
-def grouped(groups: pd.DataFrame, by: Sequence[str], target: float | None, width: int) -> str:
-    """What `fedsim.report.groups` gave, a line a group: mean and, of several runs, standard deviation.
+def grouped(groups: pd.DataFrame, by: Sequence[str], target: float | None) -> Table:
+    """What `fedsim.report.groups` gave, a line a group: mean and, of several runs, standard deviation; of more than 30
+    groups the best.
 
     Args:
         groups: one row a group.
         by: the settings that make the groups.
         target: test accuracy whose cost is counted, for the heading.
-        width: of the terminal.
     """
-    shown = {name: about for name, about in _OF_GROUPS.items() if name in groups}
-    heads = [*short(by), "runs", *(head for head, _ in shown.values())]
-    if target is not None:
-        heads = [f"rounds to {written(target, 'share')}" if head == "rounds to target" else head for head in heads]
-    rows: list[list[Cell]] = []
-    for name, row in groups.iterrows():
-        values = list(name) if isinstance(name, tuple) else [name] if by else []
-        figures = [_spread(row[(column, "mean")], row[(column, "std")], kind) for column, (_, kind) in shown.items()]
-        rows.append([*map(_setting, values), cast(float, row[("runs", "count")]), *figures])
-    return table(heads, rows, width)
+    shown, best = _ranked(column(groups.xs("mean", axis=1, level=1), "best_accuracy"))
+    columns = []
+    for level, head in enumerate(short(by)):
+        columns.append(_settings(head, groups.index.get_level_values(level).to_series().iloc[shown]))
+    counts = [f"{n:,}" for n in groups["runs", "count"].iloc[shown]]
+    columns.append(Column("runs", counts, right=True))
+    for name, (head, kind) in _OF_GROUPS.items():
+        if name not in groups:
+            continue
+        if name == "round_to_target" and target is not None:
+            head = f"rounds to {written(target, 'share')}"
+        figures = groups[name].iloc[shown]
+        cells = [_spread(mean, around, kind) for mean, around in zip(figures["mean"], figures["std"], strict=True)]
+        columns.append(Column(head, cells, right=True, stays=name == "best_accuracy"))
+    return Table(columns, best, _left_out(len(shown), len(groups), "groups"))
+
+
+def _ranked(accuracies: np.ndarray) -> tuple[list[int], list[int]]:
+    """The rows to show, the best first where there are too many for all; and which of these are the best."""
+    values = np.nan_to_num(accuracies, nan=-1.0)
+    order = np.argsort(-values, kind="stable") if len(values) > _MOST_ROWS else np.arange(len(values))
+    shown = order[:_MOST_ROWS].tolist()
+    best = [place for place, row in enumerate(shown) if values[row] == values.max() >= 0]
+    return shown, best if len(best) < len(values) else []
+
+
+def _left_out(shown: int, total: int, what: str) -> str:
+    return "" if shown == total else f"the best {shown} of {total:,} {what}"
 
 
 def short(keys: Sequence[str]) -> list[str]:
@@ -82,21 +89,24 @@ def _number(value: object) -> float | None:
     return float(value) if number else None  # pyright: ignore[reportArgumentType]
 
 
-def _setting(value: object) -> Cell:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    return str(value) if _number(value) is None else f"{_number(value):.6g}"
+def _settings(head: str, values: pd.Series) -> Column:
+    """Numbers end below one another, where all are numbers; what a run has no value of is a dash."""
+    numbers = [_number(value) for value in values]
+    missing = [value is None or (isinstance(value, float) and math.isnan(value)) for value in values]
+    cells = [str(value) if number is None else f"{number:.6g}" for value, number in zip(values, numbers, strict=True)]
+    cells = [_DASH if none else cell for none, cell in zip(missing, cells, strict=True)]
+    return Column(head, cells, right=all(n is not None or none for n, none in zip(numbers, missing, strict=True)))
 
 
-def _figure(value: object, kind: str) -> Cell:
+def _figure(value: object, kind: str) -> str:
     number = _number(value)
-    if number is None or kind == "count":
-        return number
+    if number is None:
+        return _DASH
     return f"{number:.3f}" if kind == "loss" else written(number, kind)
 
 
-def _spread(mean: object, deviation: object, kind: str) -> Cell:
+def _spread(mean: object, deviation: object, kind: str) -> str:
     number, around = _number(mean), _number(deviation)
     if number is None or around is None:
-        return None if number is None else written(number, kind)
+        return _figure(mean, kind)
     return f"{written(number, kind)} \u00b1 {written(float(f'{around:.2g}'), kind)}"

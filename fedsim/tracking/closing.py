@@ -1,16 +1,14 @@
-"""What is said when a run or a sweep has ended: a few aligned lines, which are also what is copied into notes."""
+"""What is said when a run has ended: a few facts, which are also what is copied into notes."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from fedsim.tracking.progress import duration
 
-Cell = str | float | None
 
-
-def outcome(summary: Mapping[str, Any]) -> str:
-    """summary.json as a table of two columns; what a run does not know has no line."""
+def outcome(summary: Mapping[str, Any]) -> dict[str, str]:
+    """summary.json as a person reads it, under the name of each thing; what a run does not know is left out."""
     final, best, clients = (summary.get(part, {}) for part in ("final", "best", "clients"))
     lines: dict[str, str] = {}
     if "test_accuracy" in final:
@@ -36,38 +34,10 @@ def outcome(summary: Mapping[str, Any]) -> str:
     sent = [f"{size(summary[f'bytes_{way}'])} {way}" for way in ("up", "down") if f"bytes_{way}" in summary]
     if sent:
         lines["sent"] = ", ".join(sent)
-    return "\n".join(f"  {name:<15}{text}" for name, text in lines.items())
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[Cell]], width: int) -> str:
-    """Aligned columns: words left, numbers right, None as a dash.
-
-    Args:
-        heads: one for each column.
-        rows: their cells; numbers to three digits, shares are given as text.
-        width: of the terminal: columns that do not fit, from the right, are left out and "..." stands for them.
-    """
-    cells = [[_written(cell) for cell in row] for row in rows]
-    numbers = [all(isinstance(row[c], int | float | None) for row in rows) for c in range(len(heads))]
-    widths = [max(len(line[c]) for line in [heads, *cells]) for c in range(len(heads))]
-    shown = max([n for n in range(1, len(heads) + 1) if sum(widths[:n]) + 2 * n + 5 * (n < len(heads)) <= width] or [1])
-    lines = []
-    for line in [heads, *cells]:
-        parts = [line[c].rjust(widths[c]) if numbers[c] else line[c].ljust(widths[c]) for c in range(shown)]
-        more = "  ..." if shown < len(heads) else ""
-        lines.append(("  " + "  ".join(parts) + more).rstrip())
-    return "\n".join(lines)
+    return lines
 
 
 def size(num_bytes: float) -> str:
     """Bytes as a person reads them: 412 B, 3.1 KiB, 24 MiB, 1.5 GiB."""
     power = min(int(math.log(num_bytes, 1024)), 4) if num_bytes >= 1 else 0
     return f"{num_bytes / 1024**power:.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
-
-
-def _written(cell: Cell) -> str:
-    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
-        return "-"
-    if isinstance(cell, str):
-        return cell
-    return f"{cell:,.0f}" if float(cell).is_integer() else f"{cell:.3g}"

@@ -41,12 +41,23 @@ class Progress:
             self.shown["accuracy"] = f"{metrics['test_accuracy']:.1%}"
         self.shown["clients/s"] = f"{metrics['clients'] / metrics['seconds']:.3g}"
         self.shown["memory"] = f"{metrics['peak_memory_bytes'] / 2**30:.2f} GiB"
-        self.bar.set_postfix(self.shown, refresh=False)
+        if self.enabled:
+            self._tell_what_fits()
         self.bar.update()
         now = time.monotonic()
         if not self.enabled and ("test_accuracy" in metrics or now - self.told > _SILENCE_SECONDS):
             self.told = now
             log.info(self._sentence(metrics, now - self.begin))
+
+    def _tell_what_fits(self) -> None:
+        """Beside a bar of ten columns at least; what is shown last is left out first."""
+        shown = dict(self.shown)
+        self.bar.set_postfix(shown, refresh=False)
+        while (
+            shown and len(tqdm.format_meter(**{**self.bar.format_dict, "ncols": None})) > self.bar.format_dict["ncols"]
+        ):
+            shown.popitem()
+            self.bar.set_postfix(shown, refresh=False)
 
     def _sentence(self, metrics: dict[str, Any], elapsed: float) -> str:
         round = metrics["round"]

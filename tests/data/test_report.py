@@ -10,7 +10,7 @@ import torch
 
 from fedsim.data.federated import FederatedDataset, Split
 from fedsim.data.partition import Holdout, Partition, Shards
-from fedsim.data.report import class_counts, client_frame, describe, report, summarise
+from fedsim.data.report import class_counts, client_frame, facts, report, summarise
 
 
 def owned() -> FederatedDataset:
@@ -38,9 +38,9 @@ def test_the_summary_says_what_the_table_holds():
     # ann has shares 2/3 and 1/3
     ann = np.exp(-(2 / 3 * np.log(2 / 3) + 1 / 3 * np.log(1 / 3)))
     assert summary["effective_classes"]["mean"] == pytest.approx((ann + 1) / 2)
-    text = describe(summary)
-    assert "6 (train 5, test 1)" in text
-    assert "of 3 a client" in text
+    told = facts(summary)
+    assert told["samples of clients"] == "6 (train 5, test 1)"
+    assert "of 3 a client" in told["effective classes"]
 
 
 def test_the_files_are_all_there_and_agree(tmp_path):

@@ -51,3 +51,11 @@ def sweep(tmp_path: Path) -> Path:
     for number, (algorithm, seed, accuracies) in enumerate(jobs):
         write_run(tmp_path / "sweep" / str(number), algorithm, seed, accuracies, update_norm=0.5)
     return tmp_path / "sweep"
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """Twelve runs, more than the page has colours: seed 0 ends at 10 %, 1 at 90 %, the others at 20 to 65 %."""
+    for seed, accuracy in enumerate([0.1, 0.9, *(0.2 + 0.05 * i for i in range(10))]):
+        write_run(tmp_path / "many" / str(seed), "fedavg", seed, (accuracy,) * 3)
+    return tmp_path / "many"

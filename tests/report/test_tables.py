@@ -124,15 +124,37 @@ def test_the_command_writes_the_page_and_the_table(sweep, tmp_path, capsys):
 
 def test_jobs_are_a_line_each_and_of_many_the_best(sweep, monkeypatch):
     jobs = sorted(sweep.iterdir())
-    heads, *lines = text.jobs(jobs, 200).splitlines()
+    heads, *lines = str(text.jobs(jobs)).splitlines()
     figures = ["best", "final", "train", "loss", "rounds", "a", "round"]
     assert heads.split() == ["job", "algorithm", "proximal_weight", "seed", *figures]
-    assert lines[3].split() == ["3", "fedprox", "0.01", "0", "80.0", "%", "80.0", "%", "0.500", "6", "10", "s"]
+    assert lines[3].split() == ["3", "fedprox", "0.01", "0", "80.0%", "80.0%", "0.500", "6", "10", "s"]
     assert lines[0].split()[:3] == ["0", "fedavg", "-"]
-    monkeypatch.setattr(text, "_MOST_JOBS", 2)
-    title, _, *best = text.jobs(jobs, 200).splitlines()
+    assert [line.split()[:2] for line in lines if line[0] == "*"] == [["*", "5"]]  # 90 %, the most
+    monkeypatch.setattr(text, "_MOST_ROWS", 2)
+    title, _, *best = str(text.jobs(jobs)).splitlines()
     assert title == "the best 2 of 6 runs"
-    assert [line.split()[0] for line in best] == ["5", "3"]
+    assert [line.split("  ")[0] for line in best] == ["* 5", ""]
+    assert best[1].split()[0] == "3"
+
+
+def test_groups_are_a_line_each_and_of_many_the_best(sweep, monkeypatch):
+    by = ["algorithm", "seed"]
+    table = groups(frame(runs([sweep]), target=0.5), by)
+    lines = str(text.grouped(table, by, 0.5)).splitlines()
+    assert lines[0].split("  ")[1:3] == ["algorithm", "seed"]
+    assert "rounds to 50.0%" in lines[0]
+    assert [line[:2] for line in lines[1:]] == ["  "] * 5 + ["* "]
+    monkeypatch.setattr(text, "_MOST_ROWS", 3)
+    title, _, *best = str(text.grouped(table, by, 0.5)).splitlines()
+    assert title == "the best 3 of 6 groups"
+    assert [line[2:].split()[:2] for line in best] == [["fedprox", "2"], ["fedprox", "0"], ["fedprox", "1"]]
+    means = str(text.grouped(groups(frame(runs([sweep])), ["algorithm"]), ["algorithm"], None))
+    assert "46.7% \u00b1 15.0%" in means  # of 60, 50 and 30 %
+    assert str(text.grouped(groups(frame(runs([sweep])), []), [], None)).splitlines()[1].split()[0] == "6"
+
+
+def test_equal_runs_have_no_best(sweep):
+    assert "*" not in str(text.jobs([sweep / "0"]))
 
 
 def test_groups_are_what_was_chosen(sweep):
