@@ -235,6 +235,7 @@ def test_sigterm_ends_a_run_as_ctrl_c_does_and_is_not_heard_twice(fedsim, monkey
                 os.kill(os.getpid(), signal.SIGTERM)
                 in_order.append(metrics["round"])
 
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with monkeypatch.context() as patch:
         patch.setattr(RunDirectory, "log", ended)
@@ -243,4 +244,5 @@ def test_sigterm_ends_a_run_as_ctrl_c_does_and_is_not_heard_twice(fedsim, monkey
     assert in_order == [2]
     assert f"fedsim: stopped; continue with checkpoint.resume={done.directory}" in done.err
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    signal.signal(signal.SIGINT, ignored)
     assert not (done.directory / "summary.json").exists()

@@ -62,7 +62,9 @@ def test_steps_of_a_job_and_neighbouring_jobs_have_ports_of_their_own():
 @pytest.mark.parametrize("environment", [BATCH, INTERACTIVE], ids=["sbatch", "salloc"])
 def test_a_command_in_a_job_that_srun_has_not_started_is_told_so_at_once(environment):
     """It would wait for three workers that nobody starts."""
-    with pytest.raises(ValueError, match=r"Slurm's job has 4 tasks, .*: begin the command with srun, or give transport"):
+    with pytest.raises(
+        ValueError, match=r"Slurm's job has 4 tasks, .*: begin the command with srun, or give transport"
+    ):
         find_place("local", DISTRIBUTED, environment)
     here = TransportConfig(name="torch_distributed", num_workers=2)
     assert find_place("local", here, environment).role == "local"
