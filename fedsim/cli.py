@@ -29,6 +29,7 @@ from fedsim.compose import conf_dir, plain_values, schema, validated
 from fedsim.config import Config
 from fedsim.explain import explain
 from fedsim.files import CHECKPOINT, holds_run
+from fedsim.signals import ends_at_a_signal, exit_code
 
 log = logging.getLogger("fedsim")
 
@@ -54,12 +55,16 @@ def run_job(job: Callable[[DictConfig], object]) -> None:
     Hydra.get_sanitized_cfg = _show_what_is_used  # pyright: ignore[reportAttributeAccessIssue]
     try:
         _refuse_dashes()
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
-    except KeyboardInterrupt:
+        with ends_at_a_signal():
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
+    except KeyboardInterrupt as stop:
         saved = next((place for place in _places[-1:] if next(place.rglob(CHECKPOINT), None)), None)
         next_step = "no checkpoint was written" if saved is None else f"continue with checkpoint.resume={saved}"
+        if sweep.queued:
+            jobs = " ".join(sorted(sweep.queued))
+            next_step = f"its jobs go on in Slurm's queue: scancel {jobs} ends them, before checkpoint.resume continues"
         print(f"fedsim: stopped; {next_step}", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(exit_code(stop))
     except BrokenPipeError:  # the reader of a pipe has gone, as with | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -106,6 +111,8 @@ def _debugging() -> bool:
 
 def _tell(error: BaseException) -> None:
     _mistakes.append(explain(error, conf_dir()))
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        _write(logging.ERROR, _mistakes[-1])  # a launcher's jobs may print where nobody looks
     print(f"fedsim: error: {_mistakes[-1]}", file=sys.stderr)
 
 
@@ -136,7 +143,12 @@ def _note(text: str) -> None:
     if hydra_config.mode != RunMode.MULTIRUN or sweep.first(Path(hydra_config.sweep.dir), text):
         log.warning(text)
         return
-    record = log.makeRecord(log.name, logging.WARNING, __file__, 0, text, (), None)
+    _write(logging.WARNING, text)
+
+
+def _write(level: int, text: str) -> None:
+    """A line for run.log alone."""
+    record = log.makeRecord(log.name, level, __file__, 0, text, (), None)
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):
             handler.handle(record)
@@ -144,12 +156,13 @@ def _note(text: str) -> None:
 
 def _run(cfg: DictConfig) -> float | None:
     keep_own_options(cfg, _note)
+    if cfg.role != "local" or cfg.transport.name == "torch_distributed":
+        # peers that go are told of in one line of our own; torch reads this when it is imported
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     config = validated(cfg)
     plain = plain_values(cfg)
     place_module = importlib.import_module("fedsim.transport.place")
     place = place_module.find_place(config.role, config.transport, silo="num_processes" in config.trainer)
-    if place.role != "local" or config.transport.name == "torch_distributed":
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # peers that go are told of in one line of our own
     if place.role in ("worker", "scheduler", "member"):
         _node(config, plain, place)
         return None
@@ -164,12 +177,13 @@ def _run(cfg: DictConfig) -> float | None:
     comparable = checkpoint.comparable(plain)
     saving, sweeping = config.checkpoint, HydraConfig.get().mode == RunMode.MULTIRUN
     _places.append(Path(HydraConfig.get().sweep.dir) if sweeping else directory)
-    if saving.resume is None and holds_run(directory):
+    again = saving.resume is None and sweep.requeued()
+    if saving.resume is None and holds_run(directory) and not again:
         raise ValueError(
             f"{directory} already holds a run; give another hydra.{'sweep' if sweeping else 'run'}.dir, "
             f"or checkpoint.resume={_places[-1]}"
         )
-    if saving.resume is not None and sweeping:
+    if again or (saving.resume is not None and sweeping):
         saving = sweep.job_checkpoint(directory, saving, comparable)
         if (done := sweep.finished(directory, config.server)) is not None:
             log.info(f"{directory} has finished before")
@@ -261,19 +275,24 @@ def _node(config: Config, plain: dict[str, Any], place: Any) -> None:
         assert isinstance(cfg, DictConfig)
         return validated(cfg), plain_values(cfg)
 
-    name = config.transport.node or f"{socket.gethostname()}-{os.getpid()}"
+    name = config.transport.node or place.name or f"{socket.gethostname()}-{os.getpid()}"
+    note: Callable[[str], None] = log.warning
+    if config.role == "local":  # one command has started all nodes: the server notes, and writes to run.log, for all
+        note = log.debug
+        for handler in [h for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)]:
+            logging.getLogger().removeHandler(handler)
     try:
         if place.role == "member":
             silos = importlib.import_module("fedsim.silos")
-            silos.follow_silo(config, place, resolve, lambda theirs: assemble.build_training_data(theirs, log.warning))
+            silos.follow_silo(config, place, resolve, lambda theirs: assemble.build_training_data(theirs, note))
             return
         directory = Path(HydraConfig.get().runtime.output_dir)
         own_data = importlib.import_module("fedsim.deploy").build_worker
         node = importlib.import_module("fedsim.node")
-        node.run_node(config, claims, place, name, resolve, log.warning, directory, own_data)
-    except KeyboardInterrupt:
+        node.run_node(config, claims, place, name, resolve, note, directory, own_data)
+    except KeyboardInterrupt as stop:
         print(f"fedsim: {name} stopped", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(exit_code(stop))
 
 
 def _trainer_name(simulation: Any) -> str:

@@ -3,8 +3,10 @@
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -222,3 +224,33 @@ def test_a_command_started_by_a_command_tells_its_mistakes_in_one_line_too(fedsi
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ))
     assert done.returncode == 1
     assert [line.startswith("fedsim: error: ") for line in done.stderr.splitlines()] == [True]
+
+
+@pytest.mark.parametrize(("sent", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_sigterm_ends_a_run_as_ctrl_c_does_and_is_not_heard_twice(fedsim, monkeypatch, sent, code):
+    """scancel and systemd send SIGTERM; srun sends it after a Ctrl-C, while the run puts its things in order."""
+    from fedsim.recording import RunDirectory
+
+    log, in_order = RunDirectory.log, []
+
+    def ended(self, metrics):
+        log(self, metrics)
+        if metrics["round"] == 2:
+            try:
+                os.kill(os.getpid(), getattr(signal, sent))
+                time.sleep(10)
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)
+                in_order.append(metrics["round"])
+
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "log", ended)
+        done = fedsim(DEBUG)
+    assert done.code == code
+    assert in_order == [2]
+    assert f"fedsim: stopped; continue with checkpoint.resume={done.directory}" in done.err
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    signal.signal(signal.SIGINT, ignored)
+    assert not (done.directory / "summary.json").exists()

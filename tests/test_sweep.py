@@ -9,11 +9,13 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from hydra.core.utils import JobReturn, JobStatus
 
 from fedsim.cli import conf_dir
-from fedsim.sweep import SweepEnd, first
+from fedsim.sweep import SweepEnd, first, queued, survive
 
 SWEEP = ("-m", "+experiment=debug", "data.num_clients=8", "server.clients_per_round=4", "server.num_rounds=3")
 
@@ -174,10 +176,76 @@ def test_submitit_runs_the_jobs(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs pip install 'fedsim[slurm]'")
     on_slurm = run_in_process(tmp_path, "+sweep=slurm", "--cfg", "hydra", "-p", "hydra.launcher")
     assert "SlurmLauncher" in on_slurm.stdout, on_slurm.stderr
-    done = run_in_process(tmp_path, *SWEEP, "hydra/launcher=submitit_local", "seed=1,2", "hydra.sweep.dir=sweep")
-    assert done.returncode == 0, done.stderr
-    assert "2 of 2 runs finished" in done.stderr
-    assert [summary(tmp_path / "sweep" / job)["seed"] for job in ("0", "1")] == [1, 2]
+    jobs = ["local.learning_rate=-1,0.02", "hydra.sweep.dir=sweep"]
+    done = run_in_process(tmp_path, *SWEEP, "hydra/launcher=submitit_local", *jobs)
+    assert done.returncode == 1  # one of the two is a mistake
+    assert "1 of 2 runs finished" in done.stderr
+    # the jobs print into files of their own, and the command tells what is in them
+    assert "fedsim: error: job 0: local.learning_rate must not be negative, got -1.0" in done.stderr.splitlines()
+    assert summary(tmp_path / "sweep" / "1")["rounds"] == 3
+
+
+class Uncompleted(RuntimeError):
+    """In the place of submitit's error for a job that left nothing."""
+
+
+class SlurmJob:
+    """A job as submitit describes it: number `index` of the sweep, of Slurm's array 7."""
+
+    def __init__(self, index: int, outcome: JobReturn | Exception) -> None:
+        self.job_id, self.state, self.outcome = f"7_{index}", "TIMEOUT", outcome
+        self.paths = SimpleNamespace(stderr=f"sweep/.submitit/7_{index}/7_{index}_0_log.err")
+
+    def submission(self) -> SimpleNamespace:
+        return SimpleNamespace(args=(["seed=1"], "hydra.sweep.dir", int(self.job_id.partition("_")[2]), "id", {}))
+
+    def results(self) -> list[JobReturn]:
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return [self.outcome]
+
+
+def test_a_job_that_slurm_has_ended_is_told_in_a_line_and_the_others_are_waited_for(capsys):
+    whole = JobReturn(status=JobStatus.COMPLETED)
+    whole.return_value = 0.5
+    stopped, broken = JobReturn(status=JobStatus.FAILED), JobReturn(status=JobStatus.FAILED)
+    stopped.return_value, broken.return_value = Uncompleted("timed out"), KeyError("a mistake of ours")
+    outcomes: list[JobReturn | Exception] = [Uncompleted("killed"), whole, stopped, broken]
+    results = survive(SlurmJob.results, Uncompleted)
+    queued.clear()
+    first, second, third, fourth = (results(SlurmJob(i, outcome))[0] for i, outcome in enumerate(outcomes))
+    assert [first.return_value, second.return_value, third.return_value] == [None, 0.5, None]
+    with pytest.raises(KeyError):
+        _ = fourth.return_value  # Hydra shows where
+    assert queued == {"7"}
+    queued.clear()
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fedsim")]
+    assert lines == [
+        f"fedsim: job {i} has ended without a result (TIMEOUT); it printed sweep/.submitit/7_{i}/7_{i}_0_log.err"
+        for i in (0, 2)
+    ]
+
+
+def test_a_job_that_slurm_begins_again_continues(fedsim, tmp_path, monkeypatch):
+    """With the same command, in the same folder: a sweep's job from its checkpoint, and likewise a single run."""
+    whole = fedsim(*SWEEP, "seed=1,2", "hydra.sweep.dir=whole")
+    assert whole.code == 0, whole.err
+    for arguments in (SWEEP, SWEEP[1:]):
+        folder, seeds = ("sweep", "seed=1,2") if "-m" in arguments else ("single", "seed=1")
+        place = f"hydra.{'sweep' if '-m' in arguments else 'run'}.dir={folder}"
+        begun = fedsim(*arguments, seeds, place, "server.num_rounds=2")
+        assert begun.code == 0, begun.err
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+        refused = fedsim(*arguments, seeds, place)
+        assert "already holds a run" in refused.err
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+        again = fedsim(*arguments, seeds, place)
+        assert again.code == 0, again.err
+        monkeypatch.delenv("SLURM_RESTART_COUNT")
+    assert models(tmp_path / "sweep") == models(tmp_path / "whole")
+    rows = (tmp_path / "single" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["round"] for row in rows] == [1, 2, 3]
+    assert (tmp_path / "single" / "model.safetensors").read_bytes() == models(tmp_path / "whole")["0"]
 
 
 def test_optuna_searches_for_the_best_accuracy(tmp_path):

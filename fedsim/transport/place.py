@@ -10,7 +10,8 @@ from fedsim.config import TransportConfig
 
 _LOOPBACK = "127.0.0.1:0"
 _KEY = "fedsim/address"
-_SLURM_PORTS = (20000, 20000)  # first port, and how many: one for each number of a job
+_SLURM_PORTS = (20000, 12000)  # first, and how many: below 32768, from where on the system gives ports away
+_SLURM_STEP = 997  # ports from one step of a job to the next, so that those of neighbouring jobs do not meet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,7 @@ class Place:
         local_rank: number of this process on its machine, which chooses its GPU; None: unknown.
         rendezvous: HOST:PORT of torchrun's store, through which the server tells its address; None: not needed.
         seat: in a silo whose processes torchrun has started; None: this process is in none, or starts the others.
+        name: of this node for the others, as whoever has started it numbers it; None: it is not numbered.
     """
 
     role: str
@@ -77,6 +79,7 @@ class Place:
     local_rank: int | None = None
     rendezvous: str | None = None
     seat: Seat | None = None
+    name: str | None = None
 
 
 def find_place(
@@ -89,7 +92,7 @@ def find_place(
     `silo`, the processes that torchrun has started are its.
 
     Raises:
-        ValueError: the configuration says what should run but not where.
+        ValueError: the configuration says what should run but not where, or srun has not started this process.
     """
     seat = find_seat(environment) if silo else None
     if seat is not None and seat.rank > 0 and (role == "worker" or (role, transport.name) == ("local", "inprocess")):
@@ -112,16 +115,24 @@ def find_place(
             num_workers=int(env["WORLD_SIZE"]) - 1,
             local_rank=int(env["LOCAL_RANK"]),
             rendezvous=f"{env['MASTER_ADDR']}:{env['MASTER_PORT']}",
+            name=f"rank_{env['RANK']}",
         )
-    if int(env.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in env:
+    # sbatch's script and salloc's shell have the variables of a job, SLURM_PROCID=0 among them: only a step has tasks
+    if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         first, count = _SLURM_PORTS
-        port = first + int(env["SLURM_JOB_ID"]) % count
-        host = first_host(env.get("SLURM_STEP_NODELIST") or env["SLURM_JOB_NODELIST"])
+        port = first + (int(env["SLURM_JOB_ID"]) + _SLURM_STEP * int(env["SLURM_STEP_ID"])) % count
+        host = first_host(env["SLURM_STEP_NODELIST"])
         return Place(
             role="server" if env["SLURM_PROCID"] == "0" else "worker",
             address=transport.address or f"{host}:{port}",
-            num_workers=int(env["SLURM_NTASKS"]) - 1,
-            local_rank=int(env.get("SLURM_LOCALID", "0")),
+            num_workers=int(env["SLURM_STEP_NUM_TASKS"]) - 1,
+            local_rank=int(env["SLURM_LOCALID"]),
+            name=f"task_{env['SLURM_PROCID']}",
+        )
+    if int(env.get("SLURM_NTASKS", "1")) > 1:
+        raise ValueError(
+            f"Slurm's job has {env['SLURM_NTASKS']} tasks, but this process is none of them: begin the command with "
+            "srun, or give transport.num_workers=N for workers that this process starts"
         )
     raise ValueError("transport=torch_distributed needs transport.num_workers=N, transport.tree, or role=server|worker")
 

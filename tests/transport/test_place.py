@@ -11,9 +11,14 @@ TORCHRUN = {
     "MASTER_ADDR": "host0", "MASTER_PORT": "29400",
 }  # fmt: skip
 SLURM = {
-    "SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_JOB_ID": "1234567", "SLURM_JOB_NODELIST": "gpu[03-05,9],cpu1",
-    "SLURM_LOCALID": "0",
+    "SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_JOB_ID": "1234567", "SLURM_JOB_NODELIST": "gpu[01-05,9],cpu1",
+    "SLURM_LOCALID": "0", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NODELIST": "gpu[03-05,9],cpu1",
 }  # fmt: skip
+# what sbatch's script sees (Slurm 22.05), and the shell that salloc opens on the first node
+BATCH = {
+    key: SLURM[key] for key in ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_LOCALID")
+}
+INTERACTIVE = {**SLURM, "SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_NODELIST": "gpu03"}
 
 
 def test_one_process_is_local_whatever_the_environment():
@@ -27,18 +32,42 @@ def test_torchrun_makes_process_0_the_server_on_loopback_if_all_are_here():
     assert (server.role, server.address, server.num_workers) == ("server", "127.0.0.1:0", 2)
     assert server.rendezvous == "host0:29400"
     worker = find_place("local", DISTRIBUTED, {**TORCHRUN, "RANK": "2", "LOCAL_RANK": "2"})
-    assert (worker.role, worker.local_rank) == ("worker", 2)
+    assert (worker.role, worker.local_rank, worker.name) == ("worker", 2, "rank_2")
     far = find_place("local", DISTRIBUTED, {**TORCHRUN, "LOCAL_WORLD_SIZE": "1"})
     assert far.address == "host0:0"
 
 
 def test_slurm_makes_process_0_of_the_first_node_the_server():
     server = find_place("local", DISTRIBUTED, SLURM)
-    assert (server.role, server.address, server.num_workers) == ("server", "gpu03:34567", 3)
+    assert (server.role, server.address, server.num_workers) == ("server", "gpu03:30567", 3)  # 1,234,567 % 12,000
     worker = find_place("local", DISTRIBUTED, {**SLURM, "SLURM_PROCID": "3", "SLURM_LOCALID": "1"})
-    assert (worker.role, worker.address, worker.local_rank) == ("worker", "gpu03:34567", 1)
-    with pytest.raises(ValueError, match="num_workers"):
-        find_place("local", DISTRIBUTED, {**SLURM, "SLURM_NTASKS": "1"})
+    assert (worker.role, worker.address, worker.local_rank) == ("worker", "gpu03:30567", 1)
+    assert worker.name == "task_3"  # as srun calls it
+    with pytest.raises(ValueError, match=r"transport=torch_distributed needs transport\.num_workers=N"):
+        find_place("local", DISTRIBUTED, {**SLURM, "SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1"})
+
+
+def test_steps_of_a_job_and_neighbouring_jobs_have_ports_of_their_own():
+    """Two runs of one allocation at the same time, and those of the jobs submitted beside it."""
+    places = [
+        find_place("local", DISTRIBUTED, {**SLURM, "SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(step)}).address
+        for job in range(11990, 12290) for step in range(12)
+    ]  # fmt: skip
+    ports = [int(str(address).partition(":")[2]) for address in places]
+    assert len(set(ports)) == len(ports)
+    assert min(ports) >= 20000
+    assert max(ports) < 32768  # the first that Linux gives to those who ask for any
+
+
+@pytest.mark.parametrize("environment", [BATCH, INTERACTIVE], ids=["sbatch", "salloc"])
+def test_a_command_in_a_job_that_srun_has_not_started_is_told_so_at_once(environment):
+    """It would wait for three workers that nobody starts."""
+    with pytest.raises(
+        ValueError, match=r"Slurm's job has 4 tasks, .*: begin the command with srun, or give transport"
+    ):
+        find_place("local", DISTRIBUTED, environment)
+    here = TransportConfig(name="torch_distributed", num_workers=2)
+    assert find_place("local", here, environment).role == "local"
 
 
 @pytest.mark.parametrize(("nodes", "first"), [("a", "a"), ("a,b", "a"), ("n[1,3]", "n1"), ("n-2-[07-09]", "n-2-07")])
