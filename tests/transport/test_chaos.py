@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-SEED = int(os.environ.get("CHAOS_SEED", "5"))
+SEED = 5
 FIRST = [f"worker_{i}" for i in range(4)]
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "wake": signal.SIGCONT}
 # clients keep a vector, which must be taken once, from whoever was first
