@@ -95,7 +95,7 @@ class Wire:
             ]
             text = json.dumps({"kind": message.kind, "fields": message.fields, "tensors": about}).encode()
             assert len(text) <= _MAX_JSON, "large values travel as tensors"
-            small = [_bytes(t).numpy() for t in tensors if 0 < t.nbytes <= _SMALL]
+            small = [_bytes(t).numpy().tobytes() for t in tensors if 0 < t.nbytes <= _SMALL]
         numbers = [len(text), sum(map(len, small)), sum(t.nbytes for t in tensors), self.sent]
         self._send(torch.tensor([_MAGIC, PROTOCOL, *numbers], dtype=torch.int64))
         self.sent += 1
