@@ -6,7 +6,8 @@ one client a worker, and of 16. `training`: rounds of FEMNIST's CNN (6.6M parame
 trainer, one thread a process) in one process, in N workers, and, as the ceiling of these, in N processes that train the
 same parts of the cohort and exchange nothing. The ways take turns, round by round, because a shared machine is now
 faster, now slower: a speed-up is the median of the ratios within single rounds, here with the lowest and the highest.
-One process and the workers must end in the same bits. `peak_mib` is the resident peak of the largest process.
+One process and the workers must end in the same bits. `peak_mib` is the resident peak of the largest process, and
+`planned_mib` what the memory planner says of it before the first round, for a worker with one message more.
 """
 
 import argparse
@@ -36,7 +37,7 @@ from fedsim.transport.worker import Built, Worker
 
 SECRET = b"0123456789abcdef"
 COLUMNS = ("what", "workers", "ms_a_round", "ms_a_worker", "bytes_up", "bytes_up_16")
-COLUMNS += ("s_a_round", "speed_up", "lowest", "highest", "of_ceiling", "peak_mib")
+COLUMNS += ("s_a_round", "speed_up", "lowest", "highest", "of_ceiling", "peak_mib", "planned_mib")
 
 
 class Idle:
@@ -74,10 +75,14 @@ def open_star(size: int, num_clients: int, num_workers: int) -> Star:
     return Star(listen("127.0.0.1:0"), secret=SECRET, identity=identity, own=None, expected=lambda: num_workers)
 
 
-def serve(address: str, i: int, trains: bool) -> None:
-    """One worker, in a process of its own."""
+def serve(address: str, i: int, pipe: Connection, trains: bool) -> None:
+    """One worker, in a process of its own, which says what the planner thinks that it will take at its peak."""
     torch.set_num_threads(1)
-    transport: Transport = simulate().own if trains else Idle()
+    transport: Transport = Idle()
+    if trains:
+        simulation = simulate()
+        transport = simulation.own
+        pipe.send(simulation.footprint().peak + simulation.model.vector.nbytes)
     ready = {"config_hash": "", "dataset": "", "layout": ""}
     built = Built(transport=transport, device=torch.device("cpu"), ready=lambda: ready)
     Worker(
@@ -91,25 +96,30 @@ def serve(address: str, i: int, trains: bool) -> None:
 
 
 @contextmanager
-def served(star: Star, num_workers: int, *, trains: bool) -> Iterator[list[Any]]:
-    """The star with its workers, which end with it; gives their processes."""
+def served(star: Star, num_workers: int, *, trains: bool) -> Iterator[tuple[list[Any], Connection]]:
+    """The star with its workers, which end with it; gives their processes, and a pipe with the planned peak of each."""
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=serve, args=(star.address, i, trains)) for i in range(num_workers)]
+    planned, pipe = context.Pipe(duplex=False)
+    workers = [context.Process(target=serve, args=(star.address, i, pipe, trains)) for i in range(num_workers)]
     try:
         for worker in workers:
             worker.start()
         star.gather()
-        yield workers
+        yield workers, planned
     finally:
         star.close()
         for worker in workers:
             worker.join()
 
 
-def peak_mib(process: Any) -> float:
+def mib(num_bytes: float) -> int:
+    return round(num_bytes / 2**20)
+
+
+def peak_mib(process: Any) -> int:
     """The most that a process has had resident so far."""
     status = Path(f"/proc/{process.pid}/status").read_text()
-    return round(int(status.split("VmHWM:")[1].split()[0]) / 1024)
+    return mib(int(status.split("VmHWM:")[1].split()[0]) * 1024)
 
 
 def job_of(simulation: Simulation, round: int, cohort: np.ndarray) -> Job:
@@ -119,11 +129,14 @@ def job_of(simulation: Simulation, round: int, cohort: np.ndarray) -> Job:
 
 
 def stand_alone(pipe: Connection) -> None:
-    """A process without a server: does rounds of the run (asked with None) or trains clients, and says how long."""
+    """A process without a server: does rounds of the run (asked with None) or trains clients, and says how long.
+
+    First it says what the planner thinks that it will take at its peak.
+    """
     torch.set_num_threads(1)
     simulation = simulate()
     rounds = simulation.rounds()
-    pipe.send("ready")
+    pipe.send(simulation.footprint().peak)
     while (asked := pipe.recv()) != "end":
         begin = time.perf_counter()
         if asked == "vector":
@@ -185,9 +198,9 @@ def training(num_workers: int, rounds: int) -> list[dict[str, Any]]:
         parts = divide(simulation.dataset.train.sizes[cohort], [1.0] * num_workers)
         return ask([(round, cohort[part]) for part in parts])
 
-    with served(star, num_workers, trains=True) as workers:
-        for pipe in pipes:
-            pipe.recv()
+    with served(star, num_workers, trains=True) as (workers, from_workers):
+        apart_planned = [pipe.recv() for pipe in pipes]
+        planned = apart_planned[:1], apart_planned[1:], [from_workers.recv() for _ in workers]
         few = np.arange(2 * num_workers)
         apart(1, few)  # the first steps of a process are slower
         star.run_round(job_of(simulation, 1, few))
@@ -216,6 +229,7 @@ def training(num_workers: int, rounds: int) -> list[dict[str, Any]]:
             "lowest": round(float(ratios[:, way].min()), 2),
             "highest": round(float(ratios[:, way].max()), 2),
             "peak_mib": peaks[way],
+            "planned_mib": mib(max(planned[way])),
         })  # fmt: skip
     rows[-1]["of_ceiling"] = round(float(np.median(seconds[:, 1] / seconds[:, 2])), 2)
     return rows

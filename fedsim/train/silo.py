@@ -6,22 +6,21 @@ process computes the gradient of the part that falls to it on data that it has r
 one all-reduce, each weighted by its samples. The sum over the samples is that of one process, whatever the number of
 processes and however uneven the last minibatch, so the result is the same up to rounding.
 
-The model is one flat vector here, so there is nothing to collect in buckets, and DistributedDataParallel, which does
-that for separate tensors, would add nothing. Its replicas would also each keep momenta and what an algorithm keeps of a
-client, and could part. Here these lie in one place, so that every algorithm, optimizer and transform trains in a silo
-as it does elsewhere; a step costs one broadcast more.
+That all-reduce of one flat vector stands where DistributedDataParallel has its buckets. The arithmetic is the same:
+tests/transport/test_silo.py holds a silo to a loop of DDP. But the gradient lies in one tensor already, so buckets
+would be a second copy of it, and DDP's replicas would each keep momenta and what an algorithm keeps of a client, and
+could part. Here these lie in one place, so that every algorithm, optimizer and transform trains in a silo as it does
+elsewhere; a step costs one broadcast more.
 """
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed import AllreduceOptions, BroadcastOptions, ProcessGroupGloo, ReduceOp, Store
 
 from fedsim.aggregate import PartialAverage
 from fedsim.algorithms.base import Algorithm
@@ -29,6 +28,7 @@ from fedsim.client_state import ClientVectors
 from fedsim.config import LocalConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.data.resident import ResidentSplit
+from fedsim.train.group import Group, SiloBroken
 from fedsim.train.hooked import ClientMemory
 from fedsim.train.plan import Plan
 from fedsim.train.rows import SerialGradient
@@ -42,10 +42,6 @@ _HEADER = 3  # what to do, samples of the minibatch, the draw that seeds dropout
 _FOREVER = timedelta(days=3650)
 _FAREWELL = timedelta(seconds=3)  # for the others to hear that it is over: they wait for nothing else
 _MAX_DRAW = 1 << 62
-
-
-class SiloBroken(ConnectionError):
-    """A process of the silo is gone or stands still: this silo trains no more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,66 +79,6 @@ class Silo:
         if self.devices is not None and len(self.devices) != count:
             raise ValueError(f"trainer.devices names {len(self.devices)} devices for {count} processes: give each one")
         return count
-
-
-class Group:
-    """The processes of a silo, the first of which leads. Tensors travel over gloo, through the memory of the host.
-
-    Args:
-        store: where they find each other.
-        rank: of this process; 0 leads.
-        size: how many there are.
-        device: a place in the network for gloo (`fedsim.transport.link.gloo_device`).
-        timeout: seconds for everybody to come, and for each exchange.
-
-    Raises:
-        SiloBroken: not all came in time.
-    """
-
-    def __init__(self, store: Store, rank: int, size: int, *, device: object, timeout: float) -> None:
-        self.rank, self.size, self.timeout = rank, size, timedelta(seconds=timeout)
-        options = ProcessGroupGloo._Options()  # pyright: ignore[reportAttributeAccessIssue]
-        options._timeout, options._devices = self.timeout, [device]
-        try:
-            self.group: Any = ProcessGroupGloo(store, rank, size, options)  # pyright: ignore[reportArgumentType]
-        except RuntimeError as error:
-            raise _broken(error) from None
-
-    def broadcast(self, tensor: Tensor, within: timedelta | None = None) -> Tensor:
-        """Make a contiguous CPU tensor, in place, what it is in the first process.
-
-        Raises:
-            SiloBroken: somebody is gone or did not come within `within` (None: the timeout).
-        """
-        options = BroadcastOptions()
-        options.rootRank, options.timeout = 0, within or self.timeout
-        return self._wait("broadcast", tensor, options)
-
-    def add(self, tensor: Tensor) -> Tensor:
-        """Make a contiguous CPU tensor, in place, the sum over all processes. Raises as `broadcast`."""
-        options = AllreduceOptions()
-        options.reduceOp, options.timeout = ReduceOp.SUM, self.timeout  # pyright: ignore[reportAttributeAccessIssue]
-        return self._wait("allreduce", tensor, options)
-
-    def _wait(self, what: str, tensor: Tensor, options: object) -> Tensor:
-        if self.group is None:
-            raise SiloBroken("this silo has lost a process before: start it again")
-        try:
-            getattr(self.group, what)([tensor], options).wait()
-        except RuntimeError as error:
-            self.leave()
-            raise _broken(error) from None
-        return tensor
-
-    def leave(self) -> None:
-        """Break the connections: whoever waits for this process is told at once."""
-        self.group = None
-
-
-def _broken(error: RuntimeError) -> SiloBroken:
-    late = "imed out" in str(error) or "timeout" in str(error)
-    what = "does not answer" if late else "is gone"
-    return SiloBroken(f"a process of this silo {what}: it trains no more; start it again, and it joins again")
 
 
 class SiloTrainer:

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -124,9 +125,11 @@ class Round:
             before |= {child: (0, 0) for child in star.children if child not in before}
             self._recall()
             self._hand_out()
+            if not (self.waiting or self.running):
+                break
             if (self.running and not self._all_overdue()) or (star.own is None and star.num_workers):
                 self._next(_POLL)
-            elif self.waiting or self.running:
+            else:
                 self._train_here()
         traffic: dict[str, float] = {}
         for child, (sent, received) in before.items():
@@ -163,8 +166,9 @@ class Round:
             else:
                 whole = _joined(s.job for s in self.waiting)
                 parts = [self._fitting(part, whole.sizes) for part in divide(whole.sizes, speeds)]
-                rest = np.setdiff1d(np.arange(len(whole.cohort)), np.concatenate(parts))
-                self.waiting = [Share(job=whole.part(rest))] if len(rest) else []
+                left = np.ones(len(whole.cohort), bool)
+                left[np.concatenate(parts)] = False
+                self.waiting = [Share(job=whole.part(left))] if left.any() else []
                 chosen = [
                     (child, Share(job=whole.part(part))) for child, part in zip(idle, parts, strict=True) if len(part)
                 ]
@@ -221,7 +225,7 @@ class Round:
 
     def _usual_speed(self) -> float | None:
         known = [c.speed for c in self.star.children if c.speed is not None]
-        return float(np.median(known)) if known else None
+        return median(known) if known else None
 
     def _all_overdue(self) -> bool:
         """Whether nothing can be hoped for: everything has been given out, and all of it is late."""

@@ -19,7 +19,8 @@ import torch
 from torch.distributed import PrefixStore, Store, TCPStore
 
 from fedsim.data.federated import FederatedDataset
-from fedsim.train.silo import Group, Silo, SiloBroken, serve
+from fedsim.train.group import Group, SiloBroken
+from fedsim.train.silo import Silo, serve
 from fedsim.transport.join import listen, split_address
 from fedsim.transport.launch import Nodes
 from fedsim.transport.link import gloo_device

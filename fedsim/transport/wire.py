@@ -1,10 +1,11 @@
 """Messages between two nodes: a header of int64, JSON, raw tensors. Nothing that arrives is ever unpickled.
 
-A message is, in this order: five int64 (a magic number, the version of the protocol, the bytes of the JSON, the bytes
-of all tensors, the number of messages sent before on this pair); the JSON as uint8, with the kind, the fields, and
-name, dtype and shape of each tensor; the bytes of the tensors. A header without JSON is a heartbeat. Tensors travel in
-pieces, so that "nothing has moved for so many seconds" means the same for a model of any size. Numbers are in the
-byte order of the machine: nodes of different byte order misread the magic number and part.
+A message is, in this order: six int64 (a magic number, the version of the protocol, the bytes of the JSON, of the
+small tensors and of all tensors, the number of messages sent before on this pair); the JSON, with the kind, the fields,
+and name, dtype and shape of each tensor, and behind it the bytes of the small tensors; the bytes of the others. A
+header without JSON is a heartbeat. Small tensors go with the JSON because each thing that gloo sends wakes four threads
+on its way; large ones travel in pieces, so that "nothing has moved for so many seconds" means the same for a model of
+any size. Numbers are in the byte order of the machine: nodes of different byte order misread the magic number and part.
 """
 
 import json
@@ -15,10 +16,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-PROTOCOL = 1
+PROTOCOL = 2
 _MAGIC = 0x6D_69_73_64_65_66  # "fedsim", little end first
-_HEADER = 5
+_HEADER = 6
 _MAX_JSON = 1 << 24
+_SMALL = 1 << 16  # bytes of a tensor that travels with the JSON, at most
 _PIECE = 1 << 23
 _DTYPES = {
     name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16", "int64", "int32", "uint8")
@@ -84,7 +86,7 @@ class Wire:
         Raises:
             RuntimeError: the peer is gone.
         """
-        text, tensors = b"", []
+        text, tensors, small = b"", [], []
         if message is not None:
             tensors = [t.detach().cpu().contiguous() for t in message.tensors.values()]
             about = [
@@ -93,14 +95,16 @@ class Wire:
             ]
             text = json.dumps({"kind": message.kind, "fields": message.fields, "tensors": about}).encode()
             assert len(text) <= _MAX_JSON, "large values travel as tensors"
-        size = sum(t.nbytes for t in tensors)
-        self._send(torch.tensor([_MAGIC, PROTOCOL, len(text), size, self.sent], dtype=torch.int64))
+            small = [_bytes(t).numpy().tobytes() for t in tensors if 0 < t.nbytes <= _SMALL]
+        numbers = [len(text), sum(map(len, small)), sum(t.nbytes for t in tensors), self.sent]
+        self._send(torch.tensor([_MAGIC, PROTOCOL, *numbers], dtype=torch.int64))
         self.sent += 1
         if text:
-            self._send(torch.frombuffer(bytearray(text), dtype=torch.uint8))
+            self._send(torch.frombuffer(bytearray().join([text, *small]), dtype=torch.uint8))
         for tensor in tensors:
-            for piece in _pieces(tensor):
-                self._send(piece)
+            if tensor.nbytes > _SMALL:
+                for piece in _bytes(tensor).split(_PIECE):
+                    self._send(piece)
 
     def receive(self) -> Message | None:
         """Wait for the next message; None is a heartbeat.
@@ -109,14 +113,15 @@ class Wire:
             WireError: what came is no message of this protocol, or too large; nothing of its size was allocated.
             RuntimeError: the peer is gone, or has been silent for too long.
         """
-        magic, protocol, num_json, num_bytes, number = self._receive(torch.empty(_HEADER, dtype=torch.int64)).tolist()
+        header = self._receive(torch.empty(_HEADER, dtype=torch.int64)).tolist()
+        magic, protocol, num_json, num_small, num_bytes, number = header
         if magic != _MAGIC:
             raise WireError("the header is not one of fedsim")
         if protocol != PROTOCOL:
             raise WireError(f"protocol version {protocol}, this node speaks {PROTOCOL}")
         if number != self.received:
             raise WireError(f"message {number} came where message {self.received} was due")
-        if not 0 <= num_json <= _MAX_JSON or not 0 <= num_bytes <= self.limit:
+        if not 0 <= num_json <= _MAX_JSON or not 0 <= num_small <= num_bytes <= self.limit:
             raise WireError(
                 f"a message of {num_json} bytes of JSON and {num_bytes} bytes of tensors, "
                 f"{_MAX_JSON} and {self.limit} are allowed"
@@ -126,38 +131,48 @@ class Wire:
             if num_bytes:
                 raise WireError("tensors without a description")
             return None
-        text = self._receive(torch.empty(num_json, dtype=torch.uint8)).numpy().tobytes()
-        kind, fields, described = _parse(text, num_bytes)
-        tensors = {}
+        body = self._receive(torch.empty(num_json + num_small, dtype=torch.uint8))
+        kind, fields, described = _parse(body[:num_json].numpy().tobytes(), num_small, num_bytes)
+        tensors, begin = {}, num_json
         for name, dtype, shape in described:
-            tensors[name] = torch.empty(shape, dtype=dtype)
-            for piece in _pieces(tensors[name]):
-                self._receive(piece)
+            tensors[name] = tensor = torch.empty(shape, dtype=dtype)
+            if tensor.nbytes > _SMALL:
+                for piece in _bytes(tensor).split(_PIECE):
+                    self._receive(piece)
+            elif tensor.nbytes:
+                _bytes(tensor).copy_(body[begin : begin + tensor.nbytes])
+                begin += tensor.nbytes
         return Message(kind=kind, fields=fields, tensors=tensors)
 
 
-def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
-    """Views of the bytes of a contiguous tensor."""
-    return tensor.view(-1).view(torch.uint8).split(_PIECE) if tensor.numel() else ()
+def _bytes(tensor: Tensor) -> Tensor:
+    """View of the bytes of a contiguous tensor that has any."""
+    return tensor.view(-1).view(torch.uint8)
 
 
-def _parse(text: bytes, num_bytes: int) -> tuple[str, dict[str, Any], list[tuple[str, torch.dtype, list[int]]]]:
-    """Kind, fields, and (name, dtype, shape) of each tensor of a message with `num_bytes` of tensors."""
+def _parse(
+    text: bytes, num_small: int, num_bytes: int
+) -> tuple[str, dict[str, Any], list[tuple[str, torch.dtype, list[int]]]]:
+    """Kind, fields, and (name, dtype, shape) of each tensor of a message with so many bytes of tensors."""
     try:
         about = json.loads(text)
         kind, fields = about["kind"], about["fields"]
         described = [(name, _DTYPES[dtype], shape) for name, dtype, shape in about["tensors"]]
         if not isinstance(kind, str) or not isinstance(fields, dict):
             raise WireError("a message needs a kind and fields")
-        total = 0
+        small = total = 0
         for name, dtype, shape in described:
             if not isinstance(name, str) or not isinstance(shape, list) or len(shape) > 8:
                 raise WireError("a tensor is described wrongly")
             if not all(type(n) is int and 0 <= n < 1 << 31 for n in shape):
                 raise WireError(f"tensor {name!r} has the impossible shape {shape}")
-            total += math.prod(shape) * dtype.itemsize
+            size = math.prod(shape) * dtype.itemsize
+            small, total = small + size * (size <= _SMALL), total + size
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise WireError(f"the description of a message is damaged ({type(error).__name__})") from None
-    if total != num_bytes:
-        raise WireError(f"the tensors of {kind!r} are described with {total} bytes, the header says {num_bytes}")
+    if (small, total) != (num_small, num_bytes):
+        raise WireError(
+            f"the tensors of {kind!r} are described with {total} bytes, {small} of them in small ones; the header says "
+            f"{num_bytes} and {num_small}"
+        )
     return kind, fields, described

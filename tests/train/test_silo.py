@@ -15,8 +15,9 @@ from fedsim import LocalConfig, ServerConfig, Simulation
 from fedsim.algorithms import ditto, fedprox, scaffold
 from fedsim.initial_model import build_model
 from fedsim.models import convnet2, leaf_cnn, logistic, mlp
+from fedsim.train.group import Group, SiloBroken
 from fedsim.train.serial import SerialTrainer
-from fedsim.train.silo import Group, Silo, SiloBroken, SiloTrainer, serve
+from fedsim.train.silo import Silo, SiloTrainer, serve
 from fedsim.transport.link import gloo_device
 
 # the last minibatch of 5 has 2, 3, 1, 4 or 5 samples; one client has fewer samples than a silo has processes

@@ -1,25 +1,32 @@
 """Silos of real processes: FedML's Octopus example, two silos of 2 and 1 processes, and the death of one process."""
 
 import signal
+import textwrap
 import time
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.distributed import TCPStore
 
-from fedsim.config import TransportConfig
-from fedsim.train.silo import SiloBroken
+from fedsim.config import LocalConfig, TransportConfig
+from fedsim.data.femnist import femnist
+from fedsim.initial_model import build_model
+from fedsim.models import logistic
+from fedsim.train.group import SiloBroken
+from fedsim.train.plan import make_plan
 from fedsim.transport.place import find_place, find_seat
 from fedsim.transport.silo import _Board
 
-# two clients whose last minibatch is smaller than the others, momentum, two epochs
+# two clients whose minibatches do not divide evenly, and whose last one is smaller; momentum, two epochs
 DEBUG = [
     "+experiment=debug", "data.num_clients=2", "server.clients_per_round=2", "server.num_rounds=3",
-    "server.evaluate_every=0", "local.momentum=0.9", "local.num_epochs=2", "evaluate.clients=false",
+    "server.evaluate_every=0", "local.batch_size=9", "local.learning_rate=0.01", "local.momentum=0.9",
+    "local.num_epochs=2", "evaluate.clients=false",
 ]  # fmt: skip
 
 
@@ -31,6 +38,71 @@ def alone(tmp_path_factory: pytest.TempPathFactory, start, finish) -> Path:
     return directory / "run" / "model.safetensors"
 
 
+# FedAvg over two clients in plain PyTorch: the first is trained by DistributedDataParallel in two processes, each with
+# its half of every minibatch, the second by one model alone. DDP takes the mean over its processes: halves that differ
+# by a sample count with their samples.
+DATA_PARALLEL = """
+    import sys
+    import torch
+    import torch.distributed as dist
+    from safetensors.torch import load_file, save_file
+    from torch.nn.functional import cross_entropy
+    from torch.nn.parallel import DistributedDataParallel
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    rank, size = dist.get_rank(), dist.get_world_size()
+    assert size == 2
+    given = load_file(sys.argv[1])
+    x, y = given["x"], given["y"]
+    weight, bias = given["weight"], given["bias"]
+    model = torch.nn.Linear(784, 62)
+    for round in range(1, 4):
+        total, samples = [torch.zeros_like(weight), torch.zeros_like(bias)], 0
+        for client in (0, 1):
+            with torch.no_grad():
+                model.weight.copy_(weight), model.bias.copy_(bias)
+            replica, parts = (DistributedDataParallel(model), size) if client == 0 else (model, 1)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+            for rows, count in zip(given[f"rows/{round}/{client}"], given[f"counts/{round}/{client}"]):
+                mine = rows[:count].tensor_split(parts)[rank % parts]
+                optimizer.zero_grad()
+                loss = cross_entropy(replica(x[mine]), y[mine], reduction="sum") * parts / count
+                loss.backward()
+                optimizer.step()
+            weighs = int(given["sizes"][client])
+            total = [t + weighs * p.detach() for t, p in zip(total, (model.weight, model.bias))]
+            samples += weighs
+        weight, bias = (t / samples for t in total)
+    if rank == 0:
+        save_file({"head.weight": weight, "head.bias": bias}, sys.argv[2])
+    dist.destroy_process_group()
+"""
+
+
+@pytest.fixture(scope="module")
+def data_parallel(tmp_path_factory: pytest.TempPathFactory, start, finish) -> Path:
+    """The model of DATA_PARALLEL, on the data, the minibatches and from the model of that run."""
+    directory = tmp_path_factory.mktemp("data_parallel")
+    dataset = femnist(num_clients=2)
+    model = build_model(dataset, logistic, seed=0, device="cpu")
+    begin = model.state_dict(model.vector)
+    given = {"weight": begin["head.weight"], "bias": begin["head.bias"]}
+    given |= {"x": dataset.preprocess(torch.as_tensor(dataset.train.inputs)).flatten(1)}
+    given |= {"y": torch.as_tensor(dataset.train.targets), "sizes": torch.from_numpy(dataset.train.sizes)}
+    for round in (1, 2, 3):
+        for client in (0, 1):
+            local = LocalConfig(num_epochs=2, batch_size=9)
+            plan = make_plan(dataset.train, np.array([client]), local, seed=0, round=round)
+            given[f"rows/{round}/{client}"] = torch.from_numpy(plan.rows[:, 0].copy())
+            given[f"counts/{round}/{client}"] = torch.from_numpy(plan.counts[:, 0].copy())
+    save_file(given, directory / "given.safetensors")
+    (directory / "loop.py").write_text(textwrap.dedent(DATA_PARALLEL))
+    files = [str(directory / name) for name in ("loop.py", "given.safetensors", "model.safetensors")]
+    finish(start(directory, "--standalone", "--nproc-per-node", "2", *files, module=("-m", "torch.distributed.run")))
+    return directory / "model.safetensors"
+
+
 def assert_equal(model: Path, reference: Path) -> None:
     ours, theirs = load_file(model), load_file(reference)
     assert ours.keys() == theirs.keys()
@@ -38,8 +110,8 @@ def assert_equal(model: Path, reference: Path) -> None:
         torch.testing.assert_close(ours[name], tensor, atol=1e-6, rtol=0)
 
 
-def test_two_silos_of_2_and_1_processes_end_in_the_model_of_one_process(
-    tmp_path, alone, page_commands, start, finish, secret
+def test_two_silos_of_2_and_1_processes_end_in_the_model_of_one_process_and_of_data_parallel_pytorch(
+    tmp_path, alone, data_parallel, page_commands, start, finish, secret
 ):
     """The page's commands: one is started by torchrun, the other by itself; both train."""
     serve, torchrun, single = page_commands("Silos")
@@ -53,6 +125,7 @@ def test_two_silos_of_2_and_1_processes_end_in_the_model_of_one_process(
     out = finish(server)
     finish(large), finish(small)
     assert_equal(tmp_path / "run" / "model.safetensors", alone)
+    assert_equal(tmp_path / "run" / "model.safetensors", data_parallel)
     assert "large joined" in out
     assert "small joined" in out
     assert "trains" not in out.split("joined", 1)[1], "no other node has trained for them"
@@ -100,7 +173,7 @@ def test_a_process_that_is_stopped_ends_its_silo_and_the_run_goes_on(tmp_path, a
 def test_a_silo_that_lost_a_process_joins_again_when_it_is_started_again(tmp_path, start, finish, secret, free_address):
     """One of two processes is killed. The silo has data of its own, so that the server has to wait for it."""
     settings = [word for word in DEBUG[2:] if not word.startswith("server.num_rounds")]
-    settings += ["server.num_rounds=40", "model=logistic", "local.batch_size=10", "local.learning_rate=0.02"]
+    settings += ["server.num_rounds=40", "model=logistic"]
     data, directory = ["data=femnist_small", "data.num_clients=2"], tmp_path / "run"
     address = f"transport.address={free_address}"
     server = start(

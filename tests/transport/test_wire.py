@@ -73,24 +73,25 @@ def test_large_tensors_travel_in_pieces_and_nan_keeps_its_bits():
     big = torch.arange(3_000_001, dtype=torch.int64)
     odd = torch.tensor([math.nan, -0.0, math.inf], dtype=torch.float32)
     wire.send(Message(kind="x", tensors={"big": big, "odd": odd}))
-    assert len(tape.pieces) == 2 + 3 + 1  # header, JSON; 24 MB in pieces of 8 MiB; the small one
+    assert len(tape.pieces) == 2 + 3  # header; JSON and the small one; 24 MB in pieces of 8 MiB
     got = wire.receive()
     assert got is not None
     assert torch.equal(got.tensors["big"], big)
     assert torch.equal(got.tensors["odd"].view(torch.int32), odd.view(torch.int32))
 
 
-def header(*, magic=_MAGIC, protocol=PROTOCOL, num_json=0, num_bytes=0, number=0) -> Tensor:
-    return torch.tensor([magic, protocol, num_json, num_bytes, number])
+def header(*, magic=_MAGIC, protocol=PROTOCOL, num_json=0, num_small=0, num_bytes=0, number=0) -> Tensor:
+    return torch.tensor([magic, protocol, num_json, num_small, num_bytes, number])
 
 
 BAD_HEADERS = {
-    "random": (torch.tensor([1, 2, 3, 4, 5]), "not one of fedsim"),
-    "version": (header(protocol=99), "protocol version 99, this node speaks 1"),
+    "random": (torch.tensor([1, 2, 3, 4, 5, 6]), "not one of fedsim"),
+    "version": (header(protocol=99), "protocol version 99, this node speaks 2"),
     "out of order": (header(number=3), "message 3 came where message 0 was due"),
     "huge JSON": (header(num_json=1 << 60), "are allowed"),
     "huge tensors": (header(num_json=2, num_bytes=1 << 60), "are allowed"),
     "negative": (header(num_json=-1), "are allowed"),
+    "more in small tensors than in all": (header(num_json=2, num_small=9, num_bytes=8), "are allowed"),
     "bytes of nothing": (header(num_bytes=8), "without a description"),
 }
 
@@ -116,16 +117,18 @@ BAD_JSON = {
     "boolean shape": json.dumps({**GOOD, "tensors": [["a", "float32", [True, 2]]]}).encode(),
     "fewer bytes": json.dumps({**GOOD, "tensors": [["a", "float32", [1]]]}).encode(),
     "too deep": b"[" * 100_000,
+    "small ones that are large": json.dumps({**GOOD, "tensors": [["a", "uint8", [1 << 17]]]}).encode(),
 }
 
 
 @pytest.mark.parametrize("name", BAD_JSON)
 def test_a_bad_description_is_refused(name):
     tape, text = Tape(), BAD_JSON[name]
-    tape.send(header(num_json=len(text), num_bytes=8))
-    tape.send(torch.frombuffer(bytearray(text), dtype=torch.uint8))
+    size = 1 << 17 if name == "small ones that are large" else 8
+    tape.send(header(num_json=len(text), num_small=size, num_bytes=size))
+    tape.send(torch.frombuffer(bytearray(text + bytes(size)), dtype=torch.uint8))
     with pytest.raises(WireError):
-        Wire(tape, limit=100).receive()
+        Wire(tape, limit=1 << 18).receive()
 
 
 @settings(max_examples=30, deadline=None)
@@ -133,7 +136,9 @@ def test_a_bad_description_is_refused(name):
 def test_a_message_cut_short_is_a_lost_peer(keep):
     tape = Tape()
     wire = Wire(tape, limit=1 << 20)
-    wire.send(Message(kind="x", tensors={"a": torch.ones(3), "b": torch.ones(2), "c": torch.ones(1)}))
+    large = {name: torch.ones(20_000) for name in ("a", "b", "c")}
+    wire.send(Message(kind="x", tensors={**large, "d": torch.ones(1)}))
+    assert len(tape.pieces) == 5
     while len(tape.pieces) > keep:
         tape.pieces.pop()
     with pytest.raises(RuntimeError, match="closed by peer"):

@@ -1,12 +1,19 @@
-"""Nodes that join again: what they say first, what they build anew, and what is left of an attempt given up."""
+"""Nodes that join again: what they say first, what they build anew, and what is left of an attempt given up.
 
+And what a worker takes of memory.
+"""
+
+import json
+import textwrap
 import threading
 import weakref
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
+from fedsim.models import mlp
 from fedsim.transport import join
 from fedsim.transport.identity import Identity
 from fedsim.transport.join import Unreachable, knock
@@ -165,3 +172,55 @@ def test_a_link_that_comes_too_late_is_closed(monkeypatch):
     assert not link.closed.is_set()
     go_on.set()
     assert link.closed.wait(60)
+
+
+# A worker with clients of the same sizes: the peak that the planner predicts for it without a message, and its own.
+WORKER = """
+    import json, sys
+    import numpy as np
+    import torch
+    from functools import partial
+    from fedsim import FederatedDataset, LocalConfig, Split, __version__
+    from fedsim.algorithms import fedavg
+    from fedsim.initial_model import build_model
+    from fedsim.memory import peak_memory_bytes
+    from fedsim.models import mlp
+    from fedsim.train.footprint import footprint
+    from fedsim.train.serial import SerialTrainer
+    from fedsim.transport.inprocess import InProcess
+    from fedsim.transport.worker import Built, Worker
+
+    torch.set_num_threads(1)
+    address, secret = sys.argv[1], sys.argv[2].encode()
+    ready, sizes = map(json.loads, sys.argv[3:])
+    num_samples, local = sum(sizes), LocalConfig(learning_rate=0.1, batch_size=5)
+    split = Split(inputs=torch.randn(num_samples, 12), targets=torch.arange(num_samples) % 4,
+                  offsets=np.concatenate([[0], np.cumsum(sizes)]))
+    dataset = FederatedDataset(name="x", train=split, client_ids=[str(i) for i in range(len(sizes))], num_classes=4)
+    model = build_model(dataset, partial(mlp, hidden_sizes=(4000, 2500)), seed=0, device="cpu")
+    trainer = SerialTrainer(dataset, model, fedavg(), local, seed=0)
+    message = model.vector.clone()
+    planned = footprint(trainer, split, np.flatnonzero(sizes), local, message, 256.0).peak - message.nbytes
+    del message
+    own = InProcess(trainer, split, local, seed=0)
+    built = Built(transport=own, device=model.device, ready=lambda: ready)
+    about = {"secret": secret, "name": "w", "version": __version__, "claims": None}
+    Worker([address], build=lambda identity, upstream: built, **about).run()
+    print(json.dumps([planned, peak_memory_bytes(model.device)]))
+"""
+
+
+def test_a_worker_takes_what_the_planner_says_and_one_message(net, tmp_path, start, finish):
+    """The message is the broadcast: the sum that goes up is the trainer's own, and in the planner's figure."""
+    net.model, net.expected = partial(mlp, hidden_sizes=(4000, 2500)), 1
+    simulation = net.simulation(net.star, num_rounds=3)
+    star, sizes = net.stars[0], simulation.dataset.train.sizes.tolist()
+    ready = {name: getattr(star.identity, name) for name in ("config_hash", "dataset", "layout")}
+    star.own.run_round = None  # the worker trains everything
+    arguments = [star.address, star.door.secret.decode(), json.dumps(ready), json.dumps(sizes)]
+    worker = start(tmp_path, *arguments, module=("-c", textwrap.dedent(WORKER)))
+    net.run(simulation)
+    planned, peak = json.loads(finish(worker).splitlines()[-1])
+    message = simulation.server.vector.nbytes
+    assert message > 32 << 20, "glibc keeps smaller blocks when they are freed"
+    assert peak < planned + 1.25 * message
