@@ -1,4 +1,8 @@
-"""The model as a run begins with it: drawn from the run's seed, the same on every node."""
+"""The model as a run begins with it: drawn from the run's seed, the same on every node.
+
+Between kinds of processors PyTorch's draws differ in the last bit: what counts is the server's vector, from which the
+clients of every round start.
+"""
 
 from collections.abc import Callable
 

@@ -11,6 +11,7 @@ stored float32 sample, so that no machine's rounding decides it.
 """
 
 from collections.abc import Sequence
+from decimal import Decimal
 
 import numpy as np
 import torch
@@ -185,7 +186,8 @@ def _log_normal(rng: np.random.Generator, count: int, mean: float) -> np.ndarray
 
 def _inputs(rng: np.random.Generator, means: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """(N, d) float32, client after client: N(means[k], Sigma) with Sigma_jj = j^-1.2."""
-    deviations = np.arange(1, means.shape[1] + 1) ** -0.6
+    # Decimal arithmetic is the same everywhere; the powers of NumPy and of C libraries differ in the last bit.
+    deviations = np.array([float(Decimal(j) ** Decimal("-0.6")) for j in range(1, means.shape[1] + 1)])
     inputs = rng.standard_normal((int(sizes.sum()), means.shape[1]))
     inputs *= deviations
     inputs += np.repeat(means, sizes, axis=0)

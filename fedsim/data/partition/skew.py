@@ -2,7 +2,8 @@
 
 A skew is a plain dictionary, {"name": "feature_noise", "variance": v} or {"name": "rotation", "angles": [...]}, which
 lies in the file of a partition, so that a replay transforms the samples alike. The copies are in memory, in the type
-of the originals; bytes are rounded and clipped to 0 ... 255.
+of the originals; bytes are rounded and clipped to 0 ... 255. They are the same on every machine: what libraries round
+differently is drawn or put on a grid in float64, and the rest are single operations that IEEE 754 rounds alike.
 """
 
 import math
@@ -12,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample
 
 from fedsim.data.federated import Split
 from fedsim.rng import stream
 
-_CHUNK = 4096  # samples made float32 at once
+_CHUNK = 4096  # samples made floating-point at once
+_GRID = 2.0**32  # to the inverse of which a cosine is rounded: it differs between C libraries in the 53rd bit
 
 
 def apply_skew(skew: dict[str, Any], split: Split, seed: int, purpose: str) -> Tensor:
@@ -52,13 +53,14 @@ def _feature_noise(skew: dict[str, Any], split: Split, seed: int, purpose: str) 
     if not (in_bytes or inputs.is_floating_point()):
         raise ValueError(f"partition=feature_noise needs pictures or floating-point inputs, not {inputs.dtype}")
     # Client c adds a variance of (c + 1) / C times the greatest; a row without an owner, client -1, adds none.
-    deviation = np.sqrt(skew["variance"] * (_owner_of_rows(split) + 1) / split.num_clients).astype(np.float32)
+    deviation = np.sqrt(skew["variance"] * (_owner_of_rows(split) + 1) / split.num_clients)
     rng = stream(seed, f"feature_noise_{purpose}")
     noisy = torch.empty_like(inputs)
     for start in range(0, len(inputs), _CHUNK):
         part = inputs[start : start + _CHUNK]
-        noise = torch.from_numpy(rng.standard_normal(part.shape, dtype=np.float32))
-        noise *= torch.from_numpy(deviation[start : start + _CHUNK]).view(-1, *[1] * (part.ndim - 1))
+        # Machines agree on float64 draws but for the last bit of a few in the tails, of which float32 knows nothing.
+        scale = deviation[start : start + _CHUNK].reshape(-1, *[1] * (part.ndim - 1))
+        noise = torch.from_numpy((rng.standard_normal(part.shape) * scale).astype(np.float32))
         if in_bytes:  # a byte b is the number b / 255
             noisy[start : start + _CHUNK] = (part.float() + 255 * noise).round_().clamp_(0, 255).to(torch.uint8)
         else:
@@ -93,12 +95,20 @@ def rotate(pictures: Tensor, angle: float) -> Tensor:
     quarters, rest = divmod(angle, 90)
     if rest == 0 and (height == width or quarters % 2 == 0):
         return torch.rot90(pictures, int(quarters), dims=(-2, -1))
-    cosine, sine = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-    # From a pixel of the result to the place of the original that it shows; x and y run from -1 to 1, y downwards.
-    matrix = torch.tensor([[cosine, -sine * height / width, 0.0], [sine * width / height, cosine, 0.0]])
-    flat = pictures.reshape(len(pictures), -1, height, width).float()
-    grid = affine_grid(matrix.expand(len(flat), 2, 3), list(flat.shape), align_corners=False)
-    shown = grid_sample(flat, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    turn = math.radians(angle)
+    cosine, sine = (round(value * _GRID) / _GRID for value in (math.cos(turn), math.sin(turn)))
+    # From a pixel of the result to the place of the original that it shows, in pixels, y downwards.
+    y = torch.arange(height, dtype=torch.float64)[:, None] - (height - 1) / 2
+    x = torch.arange(width, dtype=torch.float64) - (width - 1) / 2
+    across = (cosine * x - sine * y + (width - 1) / 2).clamp_(0, width - 1)
+    down = (sine * x + cosine * y + (height - 1) / 2).clamp_(0, height - 1)
+    left, above = across.floor(), down.floor()
+    flat = pictures.reshape(len(pictures), -1, height * width).double()
+    shown = torch.zeros_like(flat)
+    for column, of_column in ((left, 1 - (across - left)), (left + 1, across - left)):
+        for row, of_row in ((above, 1 - (down - above)), (above + 1, down - above)):
+            place = row.clamp(max=height - 1) * width + column.clamp(max=width - 1)
+            shown += flat[:, :, place.long().flatten()] * (of_row * of_column).flatten()
     if pictures.dtype == torch.uint8:
         shown = shown.round_().clamp_(0, 255)
     return shown.to(pictures.dtype).reshape(pictures.shape)

@@ -1,8 +1,11 @@
 """Feature skew: the noise has its variance, the pictures are turned, bytes stay bytes, the rest stays as it was."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import affine_grid, grid_sample
 
 from fedsim.data.federated import FederatedDataset, Split
 from fedsim.data.partition import FeatureNoise, Holdout, Iid, Natural, Rotation
@@ -84,6 +87,15 @@ def test_turns_are_anticlockwise_and_agree_with_quarter_turns():
     wide[0, 2, 6] = 1
     assert rotate(wide, 90)[0, 0, 4] == pytest.approx(1, abs=1e-5)
     assert rotate(wide.byte() * 200, 180)[0, 2, 2] == 200
+
+
+def test_turns_interpolate_as_pytorch_does():
+    # in other arithmetic: theirs rounds differently from processor to processor
+    shown, turn = torch.rand(3, 2, 7, 11, generator=torch.Generator().manual_seed(0)), math.radians(33)
+    matrix = [[math.cos(turn), -math.sin(turn) * 7 / 11, 0], [math.sin(turn) * 11 / 7, math.cos(turn), 0]]
+    grid = affine_grid(torch.tensor(matrix).expand(3, 2, 3), [3, 2, 7, 11], align_corners=False)
+    expected = grid_sample(shown, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    torch.testing.assert_close(rotate(shown, 33.0), expected, atol=1e-5, rtol=0)
 
 
 def test_skews_compose():
