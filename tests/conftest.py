@@ -5,6 +5,7 @@ import json
 import logging
 import struct
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,12 @@ with contextlib.redirect_stderr(sys.__stderr__), contextlib.suppress(ImportError
 torch.set_num_threads(1)
 
 MakeDataset = Callable[..., FederatedDataset]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests go first, those with most of them at the head: at the end no process waits for another."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ def models(folder: Path) -> dict[str, bytes]:
     return {job.name: (job / "model.safetensors").read_bytes() for job in sorted(folder.iterdir()) if job.is_dir()}
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_continues_with_only_what_is_missing(fedsim, tmp_path, monkeypatch):
     whole = fedsim(*SWEEP, "seed=1,2,3,4", "hydra.sweep.dir=whole")
     assert whole.code == 0, whole.err
@@ -160,6 +161,7 @@ def run_in_process(folder: Path, *arguments: str) -> subprocess.CompletedProcess
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_jobs_side_by_side_divide_the_threads(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs pip install 'fedsim[sweep]'")
     jobs = "local.learning_rate=-1,0.02,0.03"
@@ -172,6 +174,7 @@ def test_jobs_side_by_side_divide_the_threads(tmp_path):
     assert found == {str(max(1, (os.cpu_count() or 1) // 2))}
 
 
+@pytest.mark.slow
 def test_submitit_runs_the_jobs(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs pip install 'fedsim[slurm]'")
     on_slurm = run_in_process(tmp_path, "+sweep=slurm", "--cfg", "hydra", "-p", "hydra.launcher")
@@ -248,6 +251,7 @@ def test_a_job_that_slurm_begins_again_continues(fedsim, tmp_path, monkeypatch):
     assert (tmp_path / "single" / "model.safetensors").read_bytes() == models(tmp_path / "whole")["0"]
 
 
+@pytest.mark.slow
 def test_optuna_searches_for_the_best_accuracy(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs pip install 'fedsim[sweep]'")
     space = "local.learning_rate=tag(log,interval(0.001,0.1))"

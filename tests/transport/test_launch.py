@@ -85,6 +85,7 @@ def undisturbed(fedsim, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return UNDISTURBED[0]
 
 
+@pytest.mark.slow
 def test_kill_9_and_a_stop_in_the_middle_then_ctrl_c_and_resume(fedsim, tmp_path, undisturbed, start, finish):
     """Three workers, of which one is killed, one stopped; then the run is interrupted, and resumed in one process."""
     directory = tmp_path / "run"
@@ -117,6 +118,7 @@ def test_kill_9_and_a_stop_in_the_middle_then_ctrl_c_and_resume(fedsim, tmp_path
     assert summary["config_hash"] == reference["config_hash"]
 
 
+@pytest.mark.slow
 def test_updates_as_they_arrive_through_kill_9_a_stop_ctrl_c_and_resume_then_a_replay(fedsim, tmp_path, start, finish):
     """One of three workers is killed and one stopped, whose clients others train; the replay has the same model."""
     buffered = [*DEBUG[:2], "server.evaluate_every=0", "trainer=serial", "algorithm=fedbuff", "algorithm.buffer_size=2"]
@@ -152,6 +154,7 @@ def test_updates_as_they_arrive_through_kill_9_a_stop_ctrl_c_and_resume_then_a_r
     assert (tmp_path / "replay" / "arrivals.csv").read_bytes() == (directory / "arrivals.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_takes_its_nodes_along(tmp_path, start):
     server = start(tmp_path, *DEBUG, *DISTRIBUTED, "transport.tree={east:1}", f"hydra.run.dir={tmp_path}/run")
     wait_for(lambda: rows(tmp_path / "run") or server.poll() is not None, "round 1")
@@ -163,6 +166,7 @@ def test_a_server_that_is_killed_takes_its_nodes_along(tmp_path, start):
     assert not alive
 
 
+@pytest.mark.slow
 def test_nodes_on_several_machines_survive_a_restart_of_the_server(fedsim, tmp_path, undisturbed, start, finish):
     """The server on 127.0.0.2, a worker that takes its configuration from there and one that states its own."""
     with socket.socket() as probe:
@@ -190,6 +194,7 @@ def test_nodes_on_several_machines_survive_a_restart_of_the_server(fedsim, tmp_p
     assert model(directory) == model(undisturbed)
 
 
+@pytest.mark.slow
 def test_workers_build_the_trainer_that_a_run_was_begun_with(fedsim, tmp_path):
     """trainer=auto: the choice is in the run's directory; workers take it from the server and measure nothing."""
     automatic = [*DEBUG[:2], "server.evaluate_every=0", "checkpoint.every=2"]

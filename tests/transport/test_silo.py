@@ -110,6 +110,7 @@ def assert_equal(model: Path, reference: Path) -> None:
         torch.testing.assert_close(ours[name], tensor, atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_two_silos_of_2_and_1_processes_end_in_the_model_of_one_process_and_of_data_parallel_pytorch(
     tmp_path, alone, data_parallel, page_commands, start, finish, secret
 ):
@@ -143,6 +144,7 @@ def wait_for_two_rounds(server, directory):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_stopped_ends_its_silo_and_the_run_goes_on(tmp_path, alone, start, finish, secret):
     """The only worker is a silo of two, started with the run; its second process is stopped for ever."""
     directory = tmp_path / "run"
@@ -170,6 +172,7 @@ def test_a_process_that_is_stopped_ends_its_silo_and_the_run_goes_on(tmp_path, a
         torch.testing.assert_close(ours[name], tensor, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_silo_that_lost_a_process_joins_again_when_it_is_started_again(tmp_path, start, finish, secret, free_address):
     """One of two processes is killed. The silo has data of its own, so that the server has to wait for it."""
     settings = [word for word in DEBUG[2:] if not word.startswith("server.num_rounds")]
