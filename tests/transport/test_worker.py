@@ -223,4 +223,4 @@ def test_a_worker_takes_what_the_planner_says_and_one_message(net, tmp_path, sta
     planned, peak = json.loads(finish(worker).splitlines()[-1])
     message = simulation.server.vector.nbytes
     assert message > 32 << 20, "glibc keeps smaller blocks when they are freed"
-    assert peak < 1.1 * planned + message, "the planner is right to 10 %"
+    assert peak < planned + 1.25 * message
