@@ -158,14 +158,19 @@ class OnlineAverage:
         Nothing of the size of the model is allocated.
         """
         factor = weight / self.scale * _GRID
-        squares = []
-        for start in range(0, len(self.total), self.block):
-            part = slice(start, start + self.block)
-            difference = local[part] - reference[part]
-            squares.append(torch.dot(difference, difference))
-            self._accumulate(start, difference.double().mul_(factor).round_())
+        starts = range(0, len(self.total), self.block)
+        # the same places for every block: among new ones, what else is allocated would pin the heap's pages
+        squares = local.new_empty(len(starts))
+        differences = local.new_empty(min(self.block, len(self.total)))
+        terms = torch.empty_like(differences, dtype=torch.float64)
+        for start, square in zip(starts, squares, strict=True):
+            part = slice(start, min(start + self.block, len(self.total)))
+            n = part.stop - start
+            difference = torch.sub(local[part], reference[part], out=differences[:n])
+            torch.dot(difference, difference, out=square)
+            self._accumulate(start, terms[:n].copy_(difference).mul_(factor).round_())
         self._count(weight)
-        return torch.stack(squares).sum()
+        return squares.sum()
 
     def add_rows(self, differences: Tensor, weights: Tensor, start: int) -> None:
         """Add a part of several updates, (F, n), that begins at element `start`; `add_weight` completes them.

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim.aggregate import OnlineAverage, OrderWatch, PartialAverage, weight_scale
+from fedsim.aggregate import _BLOCK, OnlineAverage, OrderWatch, PartialAverage, weight_scale
+from fedsim.memory import TensorMeter
 
 
 def updates(num, size, seed):
@@ -55,12 +56,29 @@ def test_scaling_all_weights_changes_nothing(seed, factor):
 
 
 def test_blocks_cover_the_whole_vector_and_the_norm_is_the_updates():
-    size = (1 << 15) * 2 + 77
+    size = _BLOCK * 2 + 77
     reference, local = torch.zeros(size), torch.randn(size, generator=torch.Generator().manual_seed(0))
     online = OnlineAverage(size, scale=4.0)
     squared_norm = online.add(local, reference, 3.0)
     torch.testing.assert_close(online.result().mean, local.double(), rtol=1e-11, atol=1e-12)
     torch.testing.assert_close(squared_norm, local.square().sum(), rtol=1e-4, atol=0)
+
+
+def test_an_update_allocates_as_often_whatever_the_size_of_the_model():
+    """New tensors for every block leave the heap in pieces: 25 MiB more for a model of 40."""
+
+    class Count(TensorMeter):
+        def _count(self, value):
+            new.append(value.shape)
+
+    allocated = []
+    for size in (_BLOCK, 9 * _BLOCK + 1):
+        online, new = OnlineAverage(size, scale=4.0), []
+        reference, local = torch.zeros(size), torch.ones(size)
+        with Count():
+            online.add(local, reference, 3.0)
+        allocated.append(len(new))
+    assert allocated[0] == allocated[1] > 0
 
 
 def test_not_finite_updates_show_in_the_norm():
