@@ -8,6 +8,7 @@ section 3.2. Without devices all clients count as equal ones, which changes noth
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,23 +54,23 @@ class Clock:
     Attributes:
         devices: of all clients; None: nothing is known of them, so that everybody has the one of devices=equal, and
             reports.
-        work: (C,) samples that each client computes in a round.
+        work: (m,) clients -> (m,) samples that each of them computes in a round.
         download_bytes, upload_bytes: to and from each client in a round.
         wanted: reports that end a round; None: all.
         deadline: virtual seconds after which a round ends; None: it waits.
-        steps: (C,) int64 local steps of each client in a round, if who would miss the deadline sends what it has done;
-            None: it sends nothing.
+        steps: (m,) clients -> (m,) int64 local steps of each of them in a round, if who would miss the deadline sends
+            what it has done; None: it sends nothing.
         group_rounds: rounds that a group does in a round, each with its download and upload; only without devices.
         seconds: virtual time so far; the only thing that changes, and part of checkpoints.
     """
 
     devices: Devices | None
-    work: np.ndarray
+    work: Callable[[np.ndarray], np.ndarray]
     download_bytes: int
     upload_bytes: int
     wanted: int | None = None
     deadline: float | None = None
-    steps: np.ndarray | None = None
+    steps: Callable[[np.ndarray], np.ndarray] | None = None
     group_rounds: int = 1
     seconds: float = 0.0
 
@@ -85,7 +86,7 @@ class Clock:
         if self.devices is None:
             return self._equal(round, cohort)
         seconds, started, lost = 0.0, 0, 0
-        cohort = np.sort(cohort[self.work[cohort] > 0])
+        cohort = np.sort(cohort[self.work(cohort) > 0])
         if not len(cohort):  # Poisson sampling may draw nobody
             return Outcome(reported=cohort, seconds=0.0, started=0, lost=0)
         for attempt in range(_MAX_ATTEMPTS):
@@ -94,7 +95,7 @@ class Clock:
             duration = self.devices.seconds(
                 clients,
                 occasion,
-                self.work[clients],
+                self.work(clients),
                 download_bytes=self.download_bytes,
                 upload_bytes=self.upload_bytes,
             )
@@ -131,7 +132,7 @@ class Clock:
 
     def _equal(self, round: int, cohort: np.ndarray) -> Outcome:
         """All report; it takes as long as the most work takes."""
-        work = self.work[cohort]
+        work = self.work(cohort)
         if not work.any():
             return Outcome(reported=cohort, seconds=0.0, started=0, lost=0)
         (seconds,) = drawn(1, [""], 0, **EQUAL).seconds(
@@ -160,7 +161,7 @@ class Clock:
             download_bytes=self.download_bytes,
             upload_bytes=self.upload_bytes,
         )
-        whole, late = self.steps[clients], duration > self.deadline
+        whole, late = self.steps(clients), duration > self.deadline
         done = np.zeros(len(clients))
         np.divide(whole * (self.deadline - moving), duration - moving, out=done, where=late & (duration > moving))
         stops = done >= 1
@@ -219,11 +220,11 @@ def make_clock(
         raise ValueError("server.over_selection and server.deadline need to know how fast clients are: set devices")
     return Clock(
         devices=devices,
-        work=samples_trained(sizes, local),
+        work=lambda clients: samples_trained(sizes[clients], local),
         download_bytes=download_bytes,
         upload_bytes=upload_bytes,
         wanted=cohort_size(config.clients_per_round, len(sizes)) if config.over_selection > 1 else None,
         deadline=config.deadline,
-        steps=steps_taken(sizes, local) if config.partial_work else None,
+        steps=(lambda clients: steps_taken(sizes[clients], local)) if config.partial_work else None,
         group_rounds=config.group_rounds,
     )

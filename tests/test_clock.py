@@ -1,5 +1,6 @@
 """The clock of synchronous rounds, against schedules worked out by hand."""
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -33,10 +34,15 @@ def fixed(seconds: list[float], *, availability: float = 1.0, dropout: list[floa
     )
 
 
+def of(numbers: list[int]) -> Callable[[np.ndarray], np.ndarray]:
+    """Clients -> their numbers."""
+    return np.array(numbers).__getitem__
+
+
 def clock(seconds: list[float], *, work: list[int] | None = None, **settings) -> Clock:
     chances = {name: settings.pop(name) for name in ("availability", "dropout") if name in settings}
-    work = np.ones(len(seconds), np.int64) if work is None else np.array(work)
-    return Clock(devices=fixed(seconds, **chances), work=work, download_bytes=100, upload_bytes=10, **settings)
+    samples = of([1] * len(seconds) if work is None else work)
+    return Clock(devices=fixed(seconds, **chances), work=samples, download_bytes=100, upload_bytes=10, **settings)
 
 
 EVERYBODY = np.arange(5)
@@ -76,7 +82,7 @@ def test_a_round_ends_when_it_should(settings, reported, seconds):
     ],
 )
 def test_who_would_be_late_sends_what_it_has(settings, reported, max_steps, seconds):
-    outcome = clock(SECONDS, steps=np.full(5, 8), **settings).round(1, EVERYBODY)
+    outcome = clock(SECONDS, steps=of([8] * 5), **settings).round(1, EVERYBODY)
     assert outcome.reported.tolist() == reported
     assert outcome.max_steps.tolist() == max_steps
     assert outcome.seconds == seconds
@@ -86,9 +92,7 @@ def test_who_would_be_late_sends_what_it_has(settings, reported, max_steps, seco
 def test_sending_takes_its_time_from_the_work_before_the_deadline():
     """A second for the model and half a second for the update: of 2.5 s there is 1 s to train, half of the steps."""
     devices = drawn(1, range(1), 0, samples_per_second=1.0, download=100.0, upload=20.0)
-    c = Clock(
-        devices=devices, work=np.array([2]), download_bytes=100, upload_bytes=10, deadline=2.5, steps=np.array([8])
-    )
+    c = Clock(devices=devices, work=of([2]), download_bytes=100, upload_bytes=10, deadline=2.5, steps=of([8]))
     outcome = c.round(1, np.arange(1))
     assert (outcome.max_steps.tolist(), outcome.seconds) == ([4], 2.5)
 
@@ -234,9 +238,8 @@ def test_without_devices_time_is_that_of_equal_ones(make_dataset):
 
 def test_rounds_of_groups_take_their_time_one_after_the_other():
     """Client 1 trains 30 samples at 100 a second; 5 and 2 MB move in 2 and 3.2 s, and begin 0.05 s late."""
-    clock = Clock(
-        devices=None, work=np.array([20, 30, 0]), download_bytes=5_000_000, upload_bytes=2_000_000, group_rounds=3
-    )
+    sent = {"download_bytes": 5_000_000, "upload_bytes": 2_000_000}
+    clock = Clock(devices=None, work=of([20, 30, 0]), group_rounds=3, **sent)
     outcome = clock.round(1, EVERYBODY[:3])
     assert outcome.seconds == pytest.approx(3 * (0.1 + 2 + 3.2 + 0.3))
     assert (outcome.started, outcome.lost, outcome.reported.tolist()) == (2, 0, [0, 1, 2])

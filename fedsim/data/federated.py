@@ -58,11 +58,13 @@ class Split:
     def num_clients(self) -> int:
         return 0 if self.offsets is None else len(self.offsets) - 1
 
-    @property
+    @cached_property
     def sizes(self) -> np.ndarray:
-        """(C,) int64: samples of each client."""
+        """(C,) int64, read-only: samples of each client."""
         assert self.offsets is not None, "this split has no owners"
-        return np.diff(self.offsets)
+        sizes = np.diff(self.offsets)
+        sizes.flags.writeable = False  # everybody has the same
+        return sizes
 
     def rows(self, client: int) -> np.ndarray:
         """(n,) int64: the rows that `client` owns, in the client's own order."""

@@ -160,9 +160,6 @@ class HookedSlots:
         return n
 
     def _view(self, slots: Tensor | slice, clients: np.ndarray, counts: Tensor | None = None) -> Clients:
-        def refuse(*_: object) -> tuple[Tensor, Tensor]:
-            raise RuntimeError(f"algorithm={self.record.name}: gradients and steps belong in `step`")
-
         rows = self.rows[slots]
         return Clients(
             model=rows[:, : self.size],
@@ -178,9 +175,12 @@ class HookedSlots:
             taken=self.taken[slots],
             counts=self.samples[slots] if counts is None else counts,
             local=self.local,
-            compute=refuse,
-            move=refuse,  # pyright: ignore[reportArgumentType]
+            compute=self._refuse,
+            move=self._refuse,  # pyright: ignore[reportArgumentType]
         )
+
+    def _refuse(self, *_: object) -> tuple[Tensor, Tensor]:
+        raise RuntimeError(f"algorithm={self.record.name}: gradients and steps belong in `step`")
 
     def advance(self, n: int, x: Tensor, y: Tensor, counts: Tensor, counts_there: Tensor | None = None) -> Tensor:
         """One step of the first n slots on minibatches x (n, B, ...), y (n, B, ...), of which counts (n,) count.
@@ -228,6 +228,8 @@ class HookedSlots:
             else:
                 self.record.step(view)
             self.taken[:n] += 1.0
+        # they know the view, and so the step's tensors would wait for the garbage collector
+        view.compute = view.move = self._refuse  # pyright: ignore[reportAttributeAccessIssue]
         if not seen:
             raise ValueError(f"algorithm={self.record.name}: a step must compute a gradient or a loss")
         return seen[0]

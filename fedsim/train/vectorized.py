@@ -158,17 +158,18 @@ class VectorizedTrainer:
         rows = self.data.rows(plan.rows)
         counts = torch.from_numpy(plan.counts).to(broadcast.device)
         loss_sums = broadcast.new_zeros(plan.counts.shape)
-        squares: list[Tensor] = []  # of those who have been folded, in the order in which they finish
+        # of those who have been folded, in the order in which they finish; in one place, as in the serial trainer
+        squares = broadcast.new_empty(len(ends))
         folded = finished = arrived = 0
 
         def fold() -> None:
             nonlocal folded
             leaving = departures.some(folded, finished)
             if isinstance(state, HookedSlots) or isinstance(average, OnlineAverage):
-                squares.append(state.fold(leaving, average))  # pyright: ignore[reportArgumentType]
+                squares[folded:finished] = state.fold(leaving, average)  # pyright: ignore[reportArgumentType]
             else:
                 clients = plan.clients[leaving.who].tolist()
-                squares.append(average.add(clients, state.updates(leaving), leaving.weights.tolist()))
+                squares[folded:finished] = average.add(clients, state.updates(leaving), leaving.weights.tolist())
             folded = finished
 
         block = max(1, self.data.samples_at_once(_GATHER[broadcast.device.type]) // (num_slots * batch))
@@ -197,7 +198,7 @@ class VectorizedTrainer:
         finished = len(ends)
         fold()
         squared_norms = torch.empty(len(ends), dtype=broadcast.dtype)
-        squared_norms[torch.from_numpy(departures.who)] = torch.cat(squares).cpu()
+        squared_norms[torch.from_numpy(departures.who)] = squares.cpu()
         return summarise(plan, self.dataset.client_ids, _per_client(loss_sums.cpu(), plan), squared_norms)
 
     def _slots(self, plan: Plan, factored: dict[str, tuple[int, int]], broadcast: Tensor) -> SlotState | HookedSlots:

@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 
+from fedsim.algorithms import ditto, fedavg, mime, scaffold
 from fedsim.config import LocalConfig, ServerConfig
 from fedsim.memory import TensorMeter, out_of_memory
 from fedsim.models import leaf_cnn, mlp
@@ -41,6 +42,40 @@ def test_the_meter_counts_what_is_alive():
         c = torch.ones(500)  # 6000
     assert (meter.now, meter.peak) == (6000, 8000)
     del b, c
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "optimizer"), [(fedavg, "sgd"), (fedavg, "adam"), (scaffold, "sgd"), (ditto, "sgd"), (mime, "sgd")]
+)
+@pytest.mark.parametrize("trainer", [SerialTrainer, partial(VectorizedTrainer, num_slots=4)])
+def test_no_client_leaves_a_tensor_until_the_round_has_ended(make_dataset, trainer, optimizer, algorithm):
+    """Small ones among large ones that come and go leave the heap in pieces: 100 MiB with 10,000 clients a round."""
+
+    class Alive(TensorMeter):
+        most = 0
+
+        def _count(self, value):
+            super()._count(value)
+            self.most = max(self.most, len(self.alive))
+
+    most = []
+    for num_clients in (12, 48):
+        dataset = make_dataset([10, 20, 30] * (num_clients // 3))
+        local = LocalConfig(batch_size=5, optimizer=optimizer)
+        found = Simulation(
+            dataset,
+            partial(mlp, hidden_sizes=(20,)),
+            algorithm=algorithm(),
+            local=local,
+            server=ServerConfig(num_rounds=2, clients_per_round=num_clients),
+            trainer=trainer,
+            device="cpu",
+        )
+        found.server.run_round()
+        with Alive() as meter:
+            found.server.run_round()
+        most.append(meter.most)
+    assert most[0] == most[1]
 
 
 @pytest.mark.parametrize("local", [LocalConfig(batch_size=5), LocalConfig(batch_size=5, momentum=0.9, num_epochs=2)])
