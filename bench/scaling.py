@@ -75,7 +75,7 @@ class Row:
             )
         self.start_seconds = time.perf_counter() - begin
         with PeakMemory(torch.device("cpu")) as self.training:
-            self.rounds(4)
+            self.rounds(2)
 
     def rounds(self, number: int) -> list[float]:
         """Seconds of each of the next rounds."""
@@ -85,11 +85,11 @@ class Row:
         """Seconds a client in the median round, of as many as train `clients` clients."""
         return float(np.median(self.rounds(-(-clients // self.cohort)))) / self.cohort
 
-    def report(self) -> dict[str, Any]:
-        """What does not change from turn to turn."""
+    def report(self, seconds: float) -> dict[str, Any]:
+        """What does not change from turn to turn; a client takes `seconds`."""
         chosen = self.simulation.server.sampler(0, 1)
         plan = partial(make_plan, self.dataset.train, chosen, self.local, seed=0, round=1, num_slots=self.num_slots)
-        plan_seconds, round_seconds = min(timeit.repeat(plan, number=1, repeat=5)), min(self.rounds(3))
+        plan_seconds = min(timeit.repeat(plan, number=1, repeat=5))
         tracemalloc.start()
         plan()
         plan_bytes = tracemalloc.get_traced_memory()[1]
@@ -104,7 +104,7 @@ class Row:
             "start_mib": round((self.building.peak - self.building.start) / 2**20, 1),
             "round_mib": round((self.training.peak - self.training.start) / 2**20, 1),
             "plan_mib": round(plan_bytes / 2**20, 1),
-            "plan_share": round(plan_seconds / round_seconds, 3),
+            "plan_share": round(plan_seconds / (seconds * self.cohort), 3),
             "beyond_data_mib": round((max(self.building.peak, self.training.peak) - self.data) / 2**20),
         }
 
@@ -121,8 +121,8 @@ def _visit(clients: int) -> float:
     return _row.visit(clients)
 
 
-def _report() -> dict[str, Any]:
-    return _row.report()
+def _report(seconds: float) -> dict[str, Any]:
+    return _row.report(seconds)
 
 
 def _resident() -> int:
@@ -134,8 +134,8 @@ def main() -> None:
     parser.add_argument("--registered", type=int, nargs="*", default=[1_000, 10_000, 100_000, 1_000_000])
     parser.add_argument("--cohorts", type=int, nargs="*", default=[10, 100, 1_000, 10_000])
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 10], help="1 is the serial trainer")
-    parser.add_argument("--clients", type=int, default=1000, help="to train at least, in a turn")
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--clients", type=int, default=500, help="to train at least, in a turn")
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, help="JSON file; default bench/results/scaling.json")
     options = parser.parse_args()
@@ -155,7 +155,7 @@ def main() -> None:
 def compare(pools: list[Pool], clients: int, turns: int) -> list[dict[str, Any]]:
     """A table of rows, each in one of `pools`, all beside the first."""
     for pool in pools:
-        pool.apply(_visit, (1,))  # it has been built
+        pool.apply(int)  # nothing, when it has been built
     rows = []
     for pool in pools:
         seconds, ratios = [], []
@@ -163,7 +163,7 @@ def compare(pools: list[Pool], clients: int, turns: int) -> list[dict[str, Any]]
             before, own, after = (p.apply(_visit, (clients,)) for p in (pools[0], pool, pools[0]))
             seconds.append(own)
             ratios.append(2 * own / (before + after))
-        row = pool.apply(_report)
+        row = pool.apply(_report, (float(np.median(seconds)),))
         first = rows[0] if rows else row
         rows.append(
             {
