@@ -89,7 +89,7 @@ def data_parallel(tmp_path_factory: pytest.TempPathFactory, start, finish) -> Pa
     begin = model.state_dict(model.vector)
     given = {"weight": begin["head.weight"], "bias": begin["head.bias"]}
     given |= {"x": dataset.preprocess(torch.as_tensor(dataset.train.inputs)).flatten(1)}
-    given |= {"y": torch.as_tensor(dataset.train.targets), "sizes": torch.from_numpy(dataset.train.sizes)}
+    given |= {"y": torch.as_tensor(dataset.train.targets), "sizes": torch.tensor(dataset.train.sizes)}
     for round in (1, 2, 3):
         for client in (0, 1):
             local = LocalConfig(num_epochs=2, batch_size=9)
