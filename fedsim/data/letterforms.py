@@ -252,20 +252,24 @@ def _thin(bitmaps: np.ndarray) -> np.ndarray:
 
 def _distances(lines: np.ndarray) -> Tensor:
     """(M, 64, 64) int16, in `UNITS` of a pixel: distances to the nearest line pixel of (M, 128, 128) bool."""
-    columns, step = np.arange(_RASTER, dtype=np.int16), _RASTER // _COARSE
-    left = np.maximum.accumulate(np.where(lines, columns, -_RASTER), axis=2)
-    right = np.minimum.accumulate(np.where(lines, columns, 2 * _RASTER)[:, :, ::-1], axis=2)[:, :, ::-1]
+    step = _RASTER // _COARSE
     points = step * np.arange(_COARSE, dtype=np.int16) + step // 2  # on the left edge of the pixel of that number
+    # The letters lie last, so that a row of pixels is one long row of numbers.
+    letters, columns = np.ascontiguousarray(lines.T), np.arange(_RASTER, dtype=np.int16)[:, None, None]
+    left = np.maximum.accumulate(np.where(letters, columns, -_RASTER))[points - 1]
+    right = np.minimum.accumulate(np.where(letters, columns, 2 * _RASTER)[::-1])[::-1][points]
     # Twice the distances, which are whole numbers; from 127 on they are all equally far, and two squares fit in int16.
-    across = np.minimum(2 * (points - left[:, :, points - 1]) - 1, 2 * (right[:, :, points] - points) + 1)
-    across = torch.from_numpy(np.minimum(across, 127).astype(np.int16)).square_()
+    across = np.minimum(2 * (columns[points] - left) - 1, 2 * (right - columns[points]) + 1).clip(max=127)
+    across = torch.from_numpy(np.ascontiguousarray(across.swapaxes(0, 1), dtype=np.int16)).view(_RASTER, -1)
+    across.mul_(across)
     down = (2 * (torch.from_numpy(points)[:, None] - torch.arange(_RASTER)) - 1).abs().clamp_(max=127).square_()
     down = down.to(torch.int16)
-    nearest = torch.full((len(lines), _COARSE, _COARSE), torch.iinfo(torch.int16).max, dtype=torch.int16)
+    nearest = torch.full((_COARSE, across.shape[1]), torch.iinfo(torch.int16).max, dtype=torch.int16)
     sums = torch.empty_like(nearest)
     for row in range(_RASTER):
-        torch.add(across[:, row, None, :], down[:, row, None], out=sums)
+        torch.add(across[row], down[:, row, None], out=sums)
         torch.minimum(nearest, sums, out=nearest)
+    nearest = nearest.view(_COARSE, _COARSE, -1).permute(2, 0, 1).contiguous()
     return nearest.float().sqrt_().mul_(UNITS * 28 / _RASTER / 2).round_().to(torch.int16)
 
 

@@ -242,7 +242,7 @@ class _RowNumbers:
         return num_bytes // 8
 
     def rows(self, rows: np.ndarray) -> Tensor:
-        return torch.from_numpy(rows)
+        return torch.from_numpy(rows).long()  # as they are sent
 
     def gather_all(self, parts: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         return ((rows, rows) for rows in parts)

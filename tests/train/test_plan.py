@@ -175,3 +175,12 @@ def test_stragglers_do_a_part_of_their_epochs_and_are_drawn_by_client_and_round(
 def test_stragglers_need_something_to_leave_out():
     with pytest.raises(ValueError, match=r"straggler_share needs local.num_epochs or local.num_steps of at least 2"):
         LocalConfig(straggler_share=0.5)
+
+
+@pytest.mark.parametrize(("num_rows", "number"), [(2**31, np.int32), (2**31 + 1, np.int64)])
+def test_row_numbers_are_as_short_as_the_data_allows(num_rows: int, number: type) -> None:
+    samples = torch.zeros(1).expand(num_rows)
+    split = Split(inputs=samples, targets=samples, offsets=np.array([0, num_rows - 4, num_rows]))
+    plan = make_plan(split, np.array([1]), LocalConfig(batch_size=4), seed=0, round=1)
+    assert plan.rows.dtype == plan.counts.dtype == number
+    assert sorted(plan.rows[0, 0].tolist()) == list(range(num_rows - 4, num_rows))
