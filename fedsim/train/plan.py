@@ -114,13 +114,13 @@ def make_plan(
     while begin < len(who):
         s = slice(begin, begin + max(1, _BLOCK // int(size[begin])))
         taken = _shuffled(state[s], owner_start[s], size[s], split.order, batch, number)
-        part = np.arange(taken.shape[1])
-        place = np.where(part < num_parts[s, None], first[s, None] + part * width, len(rows) - 1)
+        part = np.arange(taken.shape[1])[:, None]
+        place = np.where(part < num_parts[s], first[s] + part * width, len(rows) - 1)
         if taken.shape[2] == batch:
-            whole[place] = taken.view(whole.dtype)[..., 0]
+            whole[place.T] = taken.view(whole.dtype)[..., 0]
         else:
-            rows[place, : taken.shape[2]] = taken
-        counts[place] = np.minimum(taken.shape[2], size[s, None] - part * batch)
+            rows[place.T, : taken.shape[2]] = taken
+        counts[place] = np.minimum(taken.shape[2], size[s] - part * batch)
         begin = s.stop
     rows, counts = rows[:-1].reshape(num_steps, width, batch), counts[:-1].reshape(num_steps, width)
     return Plan(
@@ -234,8 +234,8 @@ def _shuffled(
     key |= index  # 2^32 samples at most
     key[:, some][left_over] = ~np.uint64(0)
     key.sort(axis=1)
-    key &= np.uint64(0xFFFFFFFF)
-    owned = np.add(key.view(np.int64), start[:, None], dtype=number, casting="unsafe")
+    owned = key.astype(np.uint32).astype(number)
+    owned += start.astype(number)[:, None]
     owned[:, some][left_over] = 0
     if order is not None:
         owned = order[owned].astype(number)
