@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 from fedsim.data.federated import FederatedDataset, Split
@@ -24,6 +25,10 @@ with contextlib.redirect_stderr(sys.__stderr__), contextlib.suppress(ImportError
 
 # Tiny tensors gain nothing from a second thread, and lose much on a busy machine.
 torch.set_num_threads(1)
+
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("fedsim", deadline=None)
+settings.load_profile("fedsim")
 
 MakeDataset = Callable[..., FederatedDataset]
 

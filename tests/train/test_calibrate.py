@@ -133,7 +133,8 @@ def test_the_budget_bounds_the_slots_and_refuses_what_cannot_fit(make_dataset):
     trial = Trial(dataset, flat, fedavg(), LOCAL, np.arange(8), flat.vector.clone(), 256.0)
     budget = (trial.footprint(4).extra + trial.footprint(8).extra) // 2
     assert trial.footprint(0).extra < budget
-    bounded = simulation(dataset, Auto(cache=False, memory_budget=budget), model=model).choice
+    patient = Auto(cache=False, memory_budget=budget, max_seconds=60.0)  # the budget ends it, and not the time
+    bounded = simulation(dataset, patient, model=model).choice
     assert {row["trainer"] for row in bounded.table} == {"serial", "vectorized-4"}
     with pytest.raises(ValueError, match=r"lower local.batch_size.*memory_budget"):
         simulation(dataset, Auto(cache=False, memory_budget=1000), model=model)

@@ -157,7 +157,7 @@ def test_without_workers_the_server_trains_and_late_ones_take_part(net, eventual
 
 
 def test_a_slow_worker_is_overtaken(net):
-    net.settings = {"slow_factor": 1.5}
+    net.settings = {"slow_factor": 50}  # one that stands still, and not one that waits for a processor
     simulation = net.simulation(net.star)
     net.expected = 2
     address = simulation.transport.address

@@ -6,6 +6,7 @@ And what a worker takes of memory.
 import json
 import textwrap
 import threading
+import time
 import weakref
 from dataclasses import replace
 from functools import partial
@@ -67,6 +68,7 @@ def test_a_scheduler_that_joins_again_says_first_that_it_is_ready(net, monkeypat
     star = net.stars[0]
     scheduler, west = net.scheduler(star.address)
     net.worker(west)
+    left: list[object] = []
     waiting, asked = threading.Event(), Identity.objection
 
     def slow(identity, claims, version):
@@ -84,7 +86,13 @@ def test_a_scheduler_that_joins_again_says_first_that_it_is_ready(net, monkeypat
 
             scheduler.worker.built = (identity, replace(built, idle=idle))
             threading.Timer(1.0, waiting.set).start()
+            left.extend(star.children)
             scheduler.worker.link.abort()
+        if round == 3:
+            deadline = time.monotonic() + 120
+            while star.children in ([], left):
+                assert time.monotonic() < deadline, "it did not come back"
+                star.next_event(0.05)
 
     assert torch.equal(net.run(simulation, between), net.reference())
     net.close()
