@@ -16,7 +16,7 @@ from fedsim.config import LocalConfig
 from fedsim.data.federated import Split
 from fedsim.memory import TensorMeter, free_memory_bytes, used_memory_bytes
 from fedsim.train.base import Trainer
-from fedsim.train.plan import Plan, count_steps, make_plan
+from fedsim.train.plan import Plan, count_steps, make_plan, plan_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,17 +28,19 @@ class Footprint:
         fixed: what a round takes whatever the number of slots.
         slot: what each slot takes.
         num_slots: K.
+        plan: the rows and losses of the round's minibatches.
     """
 
     held: int
     fixed: int
     slot: int
     num_slots: int
+    plan: int = 0
 
     @property
     def extra(self) -> int:
         """Beyond what is held."""
-        return self.fixed + self.slot * self.num_slots
+        return self.fixed + self.plan + self.slot * self.num_slots
 
     @property
     def peak(self) -> int:
@@ -48,6 +50,8 @@ class Footprint:
     def __str__(self) -> str:
         slots = f"{self.num_slots} slot{'s' * (self.num_slots != 1)}"
         parts = {"in use before": self.held, "for any round": self.fixed, f"for {slots}": self.slot * self.num_slots}
+        if self.plan >= 1 << 20:
+            parts["for the plan"] = self.plan
         return f"{_mib(self.peak)}: " + ", ".join(f"{_mib(size)} {name}" for name, size in parts.items())
 
 
@@ -111,6 +115,7 @@ def footprint(
         fixed=peaks[1] - slot,
         slot=slot + trainer.history_bytes(int(num_steps.max()), batch) if 2 in peaks else 0,
         num_slots=min(trainer.num_slots, len(cohort)),
+        plan=plan_bytes(split.sizes[cohort], local),
     )
 
 
@@ -122,7 +127,9 @@ def require(needed: Footprint, budget: int, local: LocalConfig) -> None:
     """
     if needed.extra <= budget:
         return
-    raise ValueError(
-        f"a round needs {_mib(needed.extra)} ({needed}), and {_mib(budget)} may be used: lower trainer.num_slots "
-        f"(now {needed.num_slots}) or local.batch_size (now {local.batch_size}), or raise trainer.memory_budget"
-    )
+    slots, batch = f"trainer.num_slots (now {needed.num_slots})", f"local.batch_size (now {local.batch_size})"
+    less = f"{slots} or {batch}, or choose a smaller model"
+    if needed.plan > needed.extra // 2:
+        steps = "local.num_epochs" if local.num_steps is None else "local.num_steps"
+        less = f"{steps} (now {local.num_steps or local.num_epochs}) or server.clients_per_round"
+    raise ValueError(f"a round needs {_mib(needed.extra)} ({needed}), and {_mib(budget)} are free: lower {less}")

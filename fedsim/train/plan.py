@@ -146,6 +146,13 @@ def count_steps(sizes: np.ndarray, local: LocalConfig) -> tuple[int, np.ndarray,
     return batch, steps_per_epoch, steps_per_epoch * local.num_epochs
 
 
+def plan_bytes(sizes: np.ndarray, local: LocalConfig) -> int:
+    """What a plan for clients with `sizes` (m,) samples takes, with the losses of its steps, idle places left out."""
+    batch, steps_per_epoch, steps = count_steps(sizes[sizes > 0], local)
+    # of a step: rows, count and loss of 4 bytes each, two running sums of 8; of a pass: eight numbers of 8
+    return int(steps.sum()) * (4 * batch + 24) + int((-(-steps // steps_per_epoch)).sum()) * 64
+
+
 def busy_slots(steps: np.ndarray, num_slots: int) -> np.ndarray:
     """(T,) how many slots are busy at each step, for clients with `steps` (m,) steps, longest first."""
     start = _assign(steps, min(num_slots, len(steps)))[1]

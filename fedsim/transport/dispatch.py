@@ -64,6 +64,7 @@ class Dispatch:
         self.running: dict[int, Share] = {}
         self.done: deque[Trained | ValueError] = deque()
         self.snapshot: tuple[int, Tensor] | None = None  # version and a copy that stays while the server goes on
+        self.alone = False  # the last client that was trained was trained here
         self.started = self.lost = 0  # clients sent, and lost with their worker, since `figures`
         self.before: dict[Child, tuple[int, int]] = {}
 
@@ -160,6 +161,7 @@ class Dispatch:
         assert share is not None
         seconds = time.monotonic() - child.begun
         child.pace.saw(share.work, seconds)
+        self.alone = False
         if wanted:
             self._arrived(self.running.pop(share.number).job, partial, child.name, seconds)
 
@@ -171,7 +173,10 @@ class Dispatch:
         number = None if self.waiting else min(self.running)
         share = self.waiting[0] if number is None else self.running[number]
         client, version = _task(share)
-        log.warning(f"no worker is left, or none that answers in time: the server trains client {client} itself")
+        if not self.alone:  # once, and not for every client
+            why = "none answers in time" if self.star.children else "no worker is left"
+            log.warning(f"{why}, the server trains clients itself")
+        self.alone = True
         begin = time.monotonic()
         partial = self.own.run_round(make_job(np.array([client]), version))
         if number is None:

@@ -115,6 +115,7 @@ class Round:
         self.waiting = [Share(job=unit) for unit in (job.groups() if job.group_rounds > 1 else [job])]
         self.running: dict[int, Share] = {}
         self.metrics: list[dict[str, float]] = []
+        self.alone = False  # this node has trained clients itself
 
     def run(self) -> PartialAverage:
         star = self.star
@@ -246,7 +247,10 @@ class Round:
                 share = Share(job=share.job.part(pieces[0]))
         else:
             share = self.running.pop(min(self.running))
-        log.warning(f"round {share.job.round}: the server trains {len(share.job.cohort)} clients itself")
+        if not self.alone:  # once a round
+            why = "no worker is left" if not self.star.children else "none answers in time"
+            log.warning(f"round {share.job.round}: {why}, the server trains clients itself")
+        self.alone = True
         partial = own.run_round(replace(share.job, broadcast=self.vector))
         self._merge(replace(partial, total=partial.total.cpu()))
 

@@ -6,15 +6,18 @@ import sys
 import textwrap
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
 from fedsim.algorithms import ditto, fedavg, mime, scaffold
 from fedsim.config import LocalConfig, ServerConfig
+from fedsim.data.federated import Split
 from fedsim.memory import TensorMeter, out_of_memory
 from fedsim.models import leaf_cnn, mlp
 from fedsim.simulation import Simulation
 from fedsim.train.footprint import Footprint, require
+from fedsim.train.plan import make_plan, plan_bytes
 from fedsim.train.serial import SerialTrainer
 from fedsim.train.vectorized import VectorizedTrainer
 
@@ -121,8 +124,26 @@ def test_the_prediction_is_within_ten_percent_of_the_resident_memory(tmp_path):
 def test_what_does_not_fit_is_refused_with_three_settings():
     needed = Footprint(held=0, fixed=10 << 20, slot=1 << 20, num_slots=30)
     require(needed, 40 << 20, LocalConfig())
-    with pytest.raises(ValueError, match=r"lower trainer.num_slots \(now 30\) or local.batch_size .*memory_budget"):
+    with pytest.raises(
+        ValueError,
+        match=r"lower trainer.num_slots \(now 30\) or local.batch_size \(now 10\), or choose a smaller model",
+    ):
         require(needed, 39 << 20, LocalConfig())
+
+
+def test_a_plan_is_counted_and_what_makes_it_long_is_named():
+    sizes, local = np.array([30, 0, 5]), LocalConfig(batch_size=10, num_epochs=1000)
+    split = Split(inputs=torch.zeros(35, 1), targets=torch.zeros(35), offsets=np.array([0, 30, 30, 35]))
+    plan = make_plan(split, np.arange(3), local, seed=0, round=1)
+    steps = 3 * 1000 + 1000
+    assert plan.rows.nbytes + plan.counts.nbytes == 4 * 11 * steps
+    assert plan_bytes(sizes, local) == 4 * 11 * steps + (4 + 8 + 8) * steps + 64 * 2 * 1000
+    needed = Footprint(held=0, fixed=10 << 20, slot=1 << 20, num_slots=3, plan=100 << 20)
+    assert "100 MiB for the plan" in str(needed)
+    with pytest.raises(ValueError, match=r"lower local.num_epochs \(now 1000\) or server.clients_per_round"):
+        require(needed, 112 << 20, local)
+    with pytest.raises(ValueError, match=r"lower local.num_steps \(now 7000\)"):
+        require(needed, 112 << 20, LocalConfig(num_steps=7000))
 
 
 def test_out_of_memory_halves_the_slots_and_starts_the_round_again(make_dataset, monkeypatch, caplog):

@@ -230,7 +230,7 @@ def test_a_client_that_hangs_is_trained_by_somebody_else(net, others):
     assert time.monotonic() - begin < 300
 
 
-def test_without_workers_the_server_trains_and_late_ones_take_part(net, eventually, tmp_path):
+def test_without_workers_the_server_trains_and_late_ones_take_part(net, eventually, caplog):
     net.algorithm = fedasync
     simulation = net.simulation(net.star, num_rounds=8, clients_per_round=2)
     star, who = net.stars[0], []
@@ -244,6 +244,8 @@ def test_without_workers_the_server_trains_and_late_ones_take_part(net, eventual
     net.run(simulation, between)
     assert who[:3] == ["server"] * 3
     assert "w0" in who[4:]
+    told = [record.message for record in caplog.records if "itself" in record.message]
+    assert told == ["no worker is left, the server trains clients itself"]
 
 
 def test_an_interrupted_run_goes_on_with_the_clients_that_were_at_work(net, tmp_path):

@@ -141,7 +141,7 @@ def test_twenty_rounds_of_chaos_change_nothing(net):
     assert time.monotonic() - begin < 300
 
 
-def test_without_workers_the_server_trains_and_late_ones_take_part(net, eventually):
+def test_without_workers_the_server_trains_and_late_ones_take_part(net, eventually, caplog):
     simulation = net.simulation(net.star, num_rounds=6)
     star = simulation.transport
 
@@ -154,6 +154,8 @@ def test_without_workers_the_server_trains_and_late_ones_take_part(net, eventual
             star.own.run_round = None
 
     assert torch.equal(net.run(simulation, between), net.reference(num_rounds=6))
+    told = [record.message for record in caplog.records if "itself" in record.message]
+    assert told == [f"round {r}: no worker is left, the server trains clients itself" for r in (1, 2)]
 
 
 def test_a_slow_worker_is_overtaken(net):
