@@ -83,7 +83,7 @@ def make_plan(
     if len(cohort) == 0:
         raise ValueError(f"round {round}: no client of the cohort has a training sample; sample more clients")
     sizes = split.offsets[cohort + 1] - split.offsets[cohort]
-    longest_first = np.lexsort((cohort, -sizes))
+    longest_first = ((sizes.max() - sizes << 32) + cohort).argsort()  # both are below 2^31
     cohort, sizes = cohort[longest_first], sizes[longest_first]
 
     batch, steps_per_epoch, steps = count_steps(sizes, local)
@@ -105,24 +105,26 @@ def make_plan(
     owner_start, size = split.offsets[cohort[who]], sizes[who]
 
     num_steps, width = int((start + steps).max()), int(slot.max()) + 1
-    first = (start[who] + before) * width + slot[who]
-    # one place more, for minibatches that nobody trains on
+    # the places of all minibatches, segment by segment: each `width` behind the one before
+    ends = np.cumsum(num_parts)
+    place = np.repeat((start[who] + before - ends + num_parts) * width + slot[who], num_parts)
+    place += np.arange(ends[-1]) * width
     number = np.int32 if max(len(split.inputs), split.offsets[-1]) <= 2**31 else np.int64
-    rows, counts = np.zeros((num_steps * width + 1, batch), number), np.zeros(num_steps * width + 1, number)
-    whole = rows.view(f"V{rows[0].nbytes}").ravel()  # a minibatch moves in one piece, in half the time
-    begin = 0
+    rows, counts = np.zeros((num_steps, width, batch), number), np.zeros((num_steps, width), number)
+    counts.ravel()[place] = batch
+    counts.ravel()[place[ends - 1]] = np.minimum(batch, size - (num_parts - 1) * batch)
+    whole = rows.view(f"V{rows[0, 0].nbytes}").ravel()  # a minibatch moves in one piece, in half the time
+    begin = done = 0
     while begin < len(who):
         s = slice(begin, begin + max(1, _BLOCK // int(size[begin])))
         taken = _shuffled(state[s], owner_start[s], size[s], split.order, batch, number)
-        part = np.arange(taken.shape[1])[:, None]
-        place = np.where(part < num_parts[s], first[s] + part * width, len(rows) - 1)
+        pieces = taken.view(f"V{taken[0, 0].nbytes}")[..., 0][np.arange(taken.shape[1]) < num_parts[s, None]]
+        here = place[done : done + len(pieces)]
         if taken.shape[2] == batch:
-            whole[place.T] = taken.view(whole.dtype)[..., 0]
+            whole[here] = pieces
         else:
-            rows[place.T, : taken.shape[2]] = taken
-        counts[place] = np.minimum(taken.shape[2], size[s] - part * batch)
-        begin = s.stop
-    rows, counts = rows[:-1].reshape(num_steps, width, batch), counts[:-1].reshape(num_steps, width)
+            rows.reshape(-1, batch)[here, : taken.shape[2]] = pieces.view(number).reshape(len(pieces), -1)
+        begin, done = s.stop, done + len(pieces)
     return Plan(
         round=round,
         clients=cohort,
