@@ -13,7 +13,6 @@ alike everywhere.
 import functools
 import logging
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from fedsim.data.cache import cache_root, create_array, packed
 from fedsim.data.deal.base import offsets_of
 from fedsim.data.federated import FederatedDataset, Normalise, Split
 from fedsim.data.letterforms import CHARACTERS, NUM_FORMS, TABLE, UNITS, tables
+from fedsim.data.threads import single_threads
 from fedsim.rng import stream
 
 NUM_WRITERS, SIDE = 3550, 28
@@ -96,7 +96,7 @@ def _draw_all(folder: Path, *, num_writers: int, seed: int, test_fraction: float
     logging.getLogger(__name__).info("drawing %d writers' characters, once, into %s", num_writers, folder.parent)
     counts = np.array([_count(seed, writer) for writer in range(num_writers)])
     held_out = np.clip(np.rint(counts * test_fraction).astype(np.int64), 1, counts - 1)
-    inputs, targets, offsets, num_threads = {}, {}, {}, torch.get_num_threads()
+    inputs, targets, offsets = {}, {}, {}
     for part, sizes in {"test": held_out, "train": counts - held_out}.items():
         offsets[part] = offsets_of(sizes)
         total = int(sizes.sum())
@@ -112,13 +112,9 @@ def _draw_all(folder: Path, *, num_writers: int, seed: int, test_fraction: float
             inputs[part][start:stop, 0] = images[rows]
             targets[part][start:stop] = classes[rows]
 
-    # One writer a task and one thread a task: a writer's arrays fit in a core's cache.
-    try:
-        with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            pool.submit(tables).result()  # before the others, or each would make its own
-            list(pool.map(draw, range(num_writers)))
-    finally:
-        torch.set_num_threads(num_threads)
+    tables()  # before the others, or each would make its own
+    with single_threads() as pool:
+        list(pool.map(draw, range(num_writers)))
     return {"num_writers": num_writers, "num_samples": int(counts.sum())}
 
 

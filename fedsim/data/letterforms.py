@@ -19,6 +19,8 @@ from matplotlib.textpath import TextPath
 from matplotlib.transforms import Affine2D
 from torch import Tensor
 
+from fedsim.data.threads import single_threads
+
 CHARACTERS = string.digits + string.ascii_uppercase + string.ascii_lowercase
 # Only fonts that matplotlib has carried since before 3.9 and that draw all 62 characters as themselves.
 FONTS = ("DejaVuSans", "cmss10", "DejaVuSansMono", "STIXGeneralItalic", "DejaVuSerif-Italic", "cmtt10", "cmr10")
@@ -166,10 +168,17 @@ class Tables(NamedTuple):
 
 @functools.cache
 def tables() -> Tables:
-    """The tables of all forms: a second, once."""
-    lines = [_drawn(hand) for hand in HANDS] + [_thin(_bitmaps(font)) for font in FONTS]
-    distances = torch.cat([_interpolated(_distances(form)) for form in lines])
-    return Tables(distances.flatten(), np.concatenate([_extents(form) for form in lines]))
+    """The tables of all forms: most of a second, once."""
+    with single_threads() as pool:
+        forms = [pool.submit(_form, _drawn(hand)) for hand in HANDS]
+        forms += [pool.submit(lambda letters: _form(_thin(letters)), _bitmaps(font)) for font in FONTS]
+        distances, extents = zip(*[form.result() for form in forms], strict=True)
+    return Tables(torch.cat(distances).flatten(), np.concatenate(extents))
+
+
+def _form(lines: np.ndarray) -> tuple[Tensor, np.ndarray]:
+    """Distances and extents of (62, 128, 128) bool lines."""
+    return _interpolated(_distances(lines)), _extents(lines)
 
 
 def _drawn(hand: dict[str, str]) -> np.ndarray:
