@@ -119,7 +119,10 @@ MISTAKES = {
     "early stop without evaluations": (["server.patience=1", "server.evaluate_every=0"], "need server.evaluate_every"),
     "an infinite rate": (["local.learning_rate=inf"], "local.learning_rate must be a finite number, got inf"),
     "a decay that is no number": (["local.weight_decay=nan"], "local.weight_decay must be a finite number, got nan"),
-    "more steps than the memory can plan": (["local.num_epochs=1000000000000"], "fewer local steps"),
+    "more steps than the memory can plan": (
+        ["local.num_epochs=1000000000000"],
+        "lower local.num_epochs (now 1000000000000)",
+    ),
     "an option that a factory has not": (
         ["algorithm=fedprox", "+algorithm.proximal_wieght=1"],
         "unknown option 'algorithm.proximal_wieght'; did you mean algorithm.proximal_weight?",

@@ -151,9 +151,10 @@ class Auto:
             need = trial.footprint(num_slots)
             if need.extra > budget:
                 if num_slots == 0:
+                    less = need.fewer_steps(trial.local) or "local.batch_size, choose a smaller model"
                     raise ValueError(
-                        f"one client at a time needs {need}, and {budget / 2**20:,.0f} MiB may be used: lower "
-                        "local.batch_size, choose a smaller model, or raise trainer.memory_budget"
+                        f"one client at a time needs {need}, and {budget / 2**20:,.0f} MiB may be used: lower {less}, "
+                        "or raise trainer.memory_budget"
                     )
                 return False
             rows.append((trial.round_seconds(num_slots, count), num_slots, count, need.extra))

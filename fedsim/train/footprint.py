@@ -47,6 +47,13 @@ class Footprint:
         """The predicted peak, comparable to `fedsim.memory.peak_memory_bytes`."""
         return self.held + self.extra
 
+    def fewer_steps(self, local: LocalConfig) -> str | None:
+        """The settings that make the plan shorter, where it takes the most; else None."""
+        if self.plan <= self.extra // 2:
+            return None
+        steps = "local.num_epochs" if local.num_steps is None else "local.num_steps"
+        return f"{steps} (now {local.num_steps or local.num_epochs}) or server.clients_per_round"
+
     def __str__(self) -> str:
         slots = f"{self.num_slots} slot{'s' * (self.num_slots != 1)}"
         parts = {"in use before": self.held, "for any round": self.fixed, f"for {slots}": self.slot * self.num_slots}
@@ -128,8 +135,5 @@ def require(needed: Footprint, budget: int, local: LocalConfig) -> None:
     if needed.extra <= budget:
         return
     slots, batch = f"trainer.num_slots (now {needed.num_slots})", f"local.batch_size (now {local.batch_size})"
-    less = f"{slots} or {batch}, or choose a smaller model"
-    if needed.plan > needed.extra // 2:
-        steps = "local.num_epochs" if local.num_steps is None else "local.num_steps"
-        less = f"{steps} (now {local.num_steps or local.num_epochs}) or server.clients_per_round"
+    less = needed.fewer_steps(local) or f"{slots} or {batch}, or choose a smaller model"
     raise ValueError(f"a round needs {_mib(needed.extra)} ({needed}), and {_mib(budget)} are free: lower {less}")
