@@ -32,7 +32,7 @@ from fedsim.uplink import Receiver, Uplink
 from fedsim.vector import FlatModel
 
 # Bytes of samples gathered at once: on a CPU few enough to stay in its cache until they are used.
-_GATHER = {"cpu": 1 << 20, "cuda": 1 << 26}
+_GATHER = {"cpu": 1 << 19, "cuda": 1 << 26}
 # Smaller layers gain nothing from being factored.
 _MIN_FACTORED = 1 << 17
 
@@ -189,6 +189,7 @@ class VectorizedTrainer:
             if t % block == 0:
                 first = t
                 width = int(num_busy[t])
+                x = y = rows  # the last block goes before the next one comes
                 x, y = (v.view(-1, width, batch, *v.shape[1:]) for v in next(blocks))
             n = int(num_busy[t])
             now = t - first
