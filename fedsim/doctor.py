@@ -74,7 +74,7 @@ def _extras() -> list[str]:
         found = {name: _version(name) for name in packages}
         absent = [name for name, version in found.items() if version is None]
         if absent:
-            state = f"missing {', '.join(absent)}: pip install 'fedsim[{extra}]'"
+            state = f"missing {', '.join(absent)}: pip install '.[{extra}]' in fedsim's folder"
         else:
             state = ", ".join(f"{name} {version}" for name, version in found.items())
         lines.append(f"  {extra:<12}{state}  ({purpose})")

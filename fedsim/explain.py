@@ -112,7 +112,7 @@ def _options(conf: Path, group: str) -> list[str]:
 
 def _unknown_choice(group: str, choice: str, options: list[str]) -> str:
     if (group, choice) in _PLUGINS:
-        return f"{group}={choice} needs Hydra's plugin: pip install 'fedsim[{_PLUGINS[group, choice]}]'"
+        return f"{group}={choice} needs Hydra's plugin: pip install '.[{_PLUGINS[group, choice]}]' in fedsim's folder"
     near = difflib.get_close_matches(choice, options, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     if (group, choice) == ("attack", "null"):

@@ -94,4 +94,6 @@ def _library() -> Any:
     try:
         return importlib.import_module("dp_accounting")
     except ImportError as error:
-        raise ValueError("differential privacy needs dp-accounting: pip install fedsim[privacy]") from error
+        raise ValueError(
+            "differential privacy needs dp-accounting: pip install '.[privacy]' in fedsim's folder"
+        ) from error

@@ -137,8 +137,8 @@ def test_the_commands_of_the_readme_run(fedsim, tmp_path, monkeypatch):
     from fedsim import doctor
     from fedsim.report.__main__ import main as report
 
-    pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install 'fedsim[tracking]'")
-    pytest.importorskip("dp_accounting", reason="dp-accounting is not installed: pip install 'fedsim[privacy]'")
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install '.[tracking]'")
+    pytest.importorskip("dp_accounting", reason="dp-accounting is not installed: pip install '.[privacy]'")
     done = readme_commands()
     assert len(done) > 15
     main_job = tmp_path / "outputs" / "0"
@@ -187,8 +187,8 @@ def test_what_the_pages_import_is_in_the_api():
 
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
-    pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install 'fedsim[docs]'")
-    pytest.importorskip("mkdocstrings", reason="mkdocstrings is not installed: pip install 'fedsim[docs]'")
+    pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install '.[docs]'")
+    pytest.importorskip("mkdocstrings", reason="mkdocstrings is not installed: pip install '.[docs]'")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stderr

@@ -40,7 +40,7 @@ def test_what_is_missing_comes_with_its_command(capsys, monkeypatch):
     assert doctor.main() == 1
     out = capsys.readouterr().out
     assert re.search(r"pandas +MISSING", out)
-    assert "missing wandb: pip install 'fedsim[tracking]'" in re.sub(
+    assert "missing wandb: pip install '.[tracking]' in fedsim's folder" in re.sub(
         r"missing tensorboard, wandb(, mlflow)?", "missing wandb", out
     )
     assert "a run cannot start: pip install pandas" in out

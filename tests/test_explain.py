@@ -35,7 +35,7 @@ def test_an_experiment_without_its_plus_is_told_with_its_name(monkeypatch):
 def test_a_plugin_that_is_missing_comes_with_its_command(launcher, extra):
     text = f"Could not find 'hydra/launcher/{launcher}'\n\nAvailable options in 'hydra/launcher':\n\tbasic\nConfig"
     line = explain(ValueError(text), conf_dir())
-    assert line == f"hydra/launcher={launcher} needs Hydra's plugin: pip install 'fedsim[{extra}]'"
+    assert line == f"hydra/launcher={launcher} needs Hydra's plugin: pip install '.[{extra}]' in fedsim's folder"
 
 
 def test_options_of_the_chosen_groups_are_known(monkeypatch):

@@ -40,7 +40,7 @@ kernel.shutdown_kernel(now=True)
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     for name in ("nbclient", "ipykernel"):
-        pytest.importorskip(name, reason=f"{name} is not installed: pip install 'fedsim[notebooks]'")
+        pytest.importorskip(name, reason=f"{name} is not installed: pip install '.[notebooks]'")
     command = [sys.executable, "-c", RUN, str(tmp_path_factory.mktemp("notebooks")), *map(str, NOTEBOOKS)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"notebook"')]

@@ -61,5 +61,5 @@ def test_epsilon_is_0_before_the_first_round_and_grows():
 
 def test_without_the_library_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
-    with pytest.raises(ValueError, match=r"pip install fedsim\[privacy\]"):
+    with pytest.raises(ValueError, match=r"pip install '.\[privacy\]'"):
         Accountant(mechanism("poisson", z=1.234))

@@ -163,7 +163,7 @@ def run_in_process(folder: Path, *arguments: str) -> subprocess.CompletedProcess
 
 @pytest.mark.slow
 def test_jobs_side_by_side_divide_the_threads(tmp_path):
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs pip install 'fedsim[sweep]'")
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs pip install '.[sweep]'")
     jobs = "local.learning_rate=-1,0.02,0.03"
     done = run_in_process(tmp_path, *SWEEP, "+sweep=parallel", jobs, "hydra.sweep.dir=sweep")
     assert done.returncode == 1  # one of the three is a mistake
@@ -176,7 +176,7 @@ def test_jobs_side_by_side_divide_the_threads(tmp_path):
 
 @pytest.mark.slow
 def test_submitit_runs_the_jobs(tmp_path):
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs pip install 'fedsim[slurm]'")
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs pip install '.[slurm]'")
     on_slurm = run_in_process(tmp_path, "+sweep=slurm", "--cfg", "hydra", "-p", "hydra.launcher")
     assert "SlurmLauncher" in on_slurm.stdout, on_slurm.stderr
     jobs = ["local.learning_rate=-1,0.02", "hydra.sweep.dir=sweep"]
@@ -253,7 +253,7 @@ def test_a_job_that_slurm_begins_again_continues(fedsim, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_optuna_searches_for_the_best_accuracy(tmp_path):
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs pip install 'fedsim[sweep]'")
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs pip install '.[sweep]'")
     space = "local.learning_rate=tag(log,interval(0.001,0.1))"
     done = run_in_process(tmp_path, *SWEEP, "+sweep=optuna", space, "hydra.sweeper.n_trials=3", "hydra.sweep.dir=sweep")
     assert done.returncode == 0, done.stderr

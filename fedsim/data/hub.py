@@ -143,7 +143,7 @@ def _load(path: str, cache_dir: str | None, **options: Any) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise ValueError("data=hub needs the datasets library: pip install fedsim[hub]") from error
+        raise ValueError("data=hub needs the datasets library: pip install '.[hub]' in fedsim's folder") from error
     own = None if cache_dir is None else str(cache_root(cache_dir) / "huggingface")
     try:
         return datasets.load_dataset(path, cache_dir=own, **options)

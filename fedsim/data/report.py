@@ -159,7 +159,9 @@ def report(
     try:
         import pyarrow  # noqa: F401
     except ImportError:
-        _LOG.warning("clients.parquet is not written, for that needs pyarrow: pip install fedsim[parquet]")
+        _LOG.warning(
+            "clients.parquet is not written, for that needs pyarrow: pip install '.[parquet]' in fedsim's folder"
+        )
     else:
         write_atomically(folder / "clients.parquet", lambda path: frame.to_parquet(path, index=False))
     sizes = frame["samples"].to_numpy()

@@ -193,7 +193,7 @@ def _parse(name: str, file: Path, columns: int | None, again: str) -> tuple[Any,
     try:
         from sklearn.datasets import load_svmlight_file
     except ImportError as error:
-        raise ValueError(f"data={name} needs scikit-learn: pip install fedsim[tabular]") from error
+        raise ValueError(f"data={name} needs scikit-learn: pip install '.[tabular]' in fedsim's folder") from error
     try:
         rows, labels = load_svmlight_file(str(file), n_features=columns)[:2]
     except (ValueError, OSError, EOFError) as error:

@@ -168,7 +168,9 @@ def svhn(*, root: str | None = None, download: bool = False) -> FederatedDataset
     try:
         import scipy.io  # noqa: F401 (with which torchvision reads the files)
     except ImportError as error:
-        raise ValueError("data=svhn needs SciPy to read its files: pip install fedsim[tabular]") from error
+        raise ValueError(
+            "data=svhn needs SciPy to read its files: pip install '.[tabular]' in fedsim's folder"
+        ) from error
 
     def make(folder: str, *, train: bool, download: bool) -> Any:
         read = SVHN(str(Path(folder) / "SVHN"), "train" if train else "test", download=download)

@@ -99,7 +99,7 @@ class Sinks:
                 self.sinks[name] = factory(run)
             except ModuleNotFoundError as error:
                 raise ValueError(
-                    f"tracking={name} needs {error.name}: pip install 'fedsim[tracking]', or leave {name} out"
+                    f"tracking={name} needs {error.name}: pip install '.[tracking]' in fedsim's folder, or leave it out"
                 ) from error
             except Exception as error:
                 self._drop(name, error)

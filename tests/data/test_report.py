@@ -77,7 +77,7 @@ def test_targets_that_are_no_classes_have_sizes_alone(tmp_path, targets):
 def test_without_pyarrow_there_is_no_parquet_and_it_says_so(tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     report(owned(), tmp_path)
-    assert "pip install fedsim[parquet]" in caplog.text
+    assert "pip install '.[parquet]' in fedsim's folder" in caplog.text
     assert not (tmp_path / "clients.parquet").exists()
     assert (tmp_path / "clients.csv").exists()
 

@@ -155,7 +155,7 @@ def test_svhn(
     with pytest.raises(ValueError, match=rf"svhn: the files in {tmp_path}/SVHN are damaged \(Dataset not.*del"):
         vision.svhn(root=str(tmp_path))
     monkeypatch.setitem(sys.modules, "scipy", None)
-    with pytest.raises(ValueError, match=r"data=svhn needs SciPy to read its files: pip install fedsim\[tabular\]"):
+    with pytest.raises(ValueError, match=r"data=svhn needs SciPy to read its files: pip install '.\[tabular\]'"):
         vision.svhn(root=str(tmp_path))
 
 

@@ -44,7 +44,7 @@ def offline(monkeypatch, tmp_path):
 @pytest.fixture
 def tracked(fedsim, offline, tmp_path):
     for name in SINKS:
-        pytest.importorskip(name, reason=f"{name} is not installed: pip install 'fedsim[tracking]'")
+        pytest.importorskip(name, reason=f"{name} is not installed: pip install '.[tracking]'")
     done = fedsim("+experiment=debug", f"tracking=[{','.join(SINKS)}]", "server.num_rounds=3")
     assert done.code == 0, done.err
     assert "failed" not in done.err
@@ -168,8 +168,8 @@ def check_mlflow(folder: Path, expected: list[dict[str, Any]], summary: dict[str
 
 
 def test_a_resumed_run_goes_on_in_the_same_place(fedsim, offline, tmp_path):
-    pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install 'fedsim[tracking]'")
-    pytest.importorskip("mlflow", reason="mlflow is not installed: pip install 'fedsim[tracking]'")
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install '.[tracking]'")
+    pytest.importorskip("mlflow", reason="mlflow is not installed: pip install '.[tracking]'")
     first = fedsim("+experiment=debug", "tracking=[tensorboard,mlflow]", "server.num_rounds=2")
     again = fedsim(
         "+experiment=debug",
@@ -194,7 +194,7 @@ def test_a_resumed_run_goes_on_in_the_same_place(fedsim, offline, tmp_path):
 
 
 def test_a_resumed_run_is_whole_in_the_newest_offline_folder(fedsim, offline):
-    pytest.importorskip("wandb", reason="wandb is not installed: pip install 'fedsim[tracking]'")
+    pytest.importorskip("wandb", reason="wandb is not installed: pip install '.[tracking]'")
     first = fedsim("+experiment=debug", "tracking=wandb", "server.num_rounds=2")
     again = fedsim("+experiment=debug", "tracking=wandb", "server.num_rounds=4", f"checkpoint.resume={first.directory}")
     assert again.code == 0, again.err
@@ -292,7 +292,7 @@ def test_a_library_that_is_missing_is_one_line_before_the_first_round(fedsim, mo
     done = fedsim("+experiment=debug", "tracking=wandb")
     (error,) = [line for line in done.err.splitlines() if line.startswith("fedsim: error: ")]
     assert done.code == 1
-    assert "tracking=wandb needs wandb: pip install 'fedsim[tracking]'" in error
+    assert "tracking=wandb needs wandb: pip install '.[tracking]' in fedsim's folder, or leave it out" in error
     assert not (done.directory / "metrics.jsonl").read_text()
 
 
