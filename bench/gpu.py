@@ -129,7 +129,7 @@ def main() -> None:
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("PyTorch sees no CUDA device here; --device cpu tries the program itself")
-    began, rows, left_out, kernels = time.monotonic(), [], [], []
+    began, rows, left_out, failed, kernels = time.monotonic(), [], [], [], []
     for name in options.workloads:
         dataset, cohorts = make(name, options.rounds + 1)
         start = torch.nn.utils.parameters_to_vector(initial_model(name, dataset).parameters()).detach().to(device)
@@ -139,26 +139,39 @@ def main() -> None:
             if time.monotonic() - began > 60 * options.minutes:
                 left_out.append(f"{name} {way}")
                 continue
-            simulation = build(name, dataset, cohorts, trainer, device)
-            row, vector = measure(simulation, options.rounds, device)
-            base = base or (row["median_seconds"], vector)
-            moved = (base[1][: len(start)] - start).norm()
-            row["samples_per_second"] = round(samples / row["median_seconds"])
-            row["times_serial"] = round(base[0] / row["median_seconds"], 2)
-            row["difference"] = float(f"{((vector - base[1]).norm() / moved).item():.1e}")
-            rows.append({"workload": name, "way": way, **row})
-            print(rows[-1], flush=True)
-            if name == options.profile and way.endswith("graphs" if device.type == "cuda" else "eager"):
-                kernels = traced(simulation, device)
+            simulation = None
+            try:
+                simulation = build(name, dataset, cohorts, trainer, device)
+                row, vector = measure(simulation, options.rounds, device)
+                base = base or (row["median_seconds"], vector)
+                moved = (base[1][: len(start)] - start).norm()
+                row["samples_per_second"] = round(samples / row["median_seconds"])
+                row["times_serial"] = round(base[0] / row["median_seconds"], 2)
+                row["difference"] = float(f"{((vector - base[1]).norm() / moved).item():.1e}")
+                rows.append({"workload": name, "way": way, **row})
+                print(rows[-1], flush=True)
+                if name == options.profile and way.endswith("graphs" if device.type == "cuda" else "eager"):
+                    kernels = traced(simulation, device)
+            except Exception as error:  # the other ways are still worth their time
+                failed.append(f"{name} {way}: {(str(error) or type(error).__name__).splitlines()[0]}")
+                print("failed:", failed[-1], flush=True)
             del simulation
             gc.collect()
             release(device)
-    report = {**header("gpu", options, device), "results": rows, "profile": kernels, "left_out": left_out}
+    report = {
+        **header("gpu", options, device),
+        "results": rows,
+        "profile": kernels,
+        "left_out": left_out,
+        "failed": failed,
+    }
     print_report(report, rows)
     for kernel in kernels:
         print(kernel)
     if left_out:
         print("left out, for the time was over:", ", ".join(left_out))
+    for line in failed:
+        print("failed:", line)
     write_report(report, options.out)
 
 

@@ -47,6 +47,7 @@ def build_model(dataset: FederatedDataset, model: nn.Module | ModelFactory, *, s
         raise ValueError(f"data={dataset.name} has no clients yet; apply a partition first")
     where = choose_device(device)
     if where.type == "cuda":
+        torch.cuda.init()  # which the next line asks for where the device has a number
         torch.cuda.reset_peak_memory_stats(where)
     module = accept_single_values(_initialise(model, dataset, seed))
     return FlatModel(pool_in_pairs(module) if where.type == "cpu" else module, where)

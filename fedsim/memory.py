@@ -45,6 +45,7 @@ def free_memory_bytes(device: torch.device) -> int:
 def out_of_memory(error: BaseException) -> bool:
     """Whether a device, or the host, had no memory left; of PyTorch on a CPU this is a plain RuntimeError."""
     said = ("not enough memory", "can't allocate memory", "Storage size calculation overflowed")
+    said += ("CUDA error: out of memory", "_ALLOC_FAILED")  # of what CUDA's libraries take for themselves
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(text in str(error) for text in said)
     )

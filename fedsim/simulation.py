@@ -142,8 +142,7 @@ class Simulation:
                 num_rounds=server.num_rounds,
                 whole=self.uplink is not None,
             )
-            if self.choice.num_slots:
-                self.own.trainer = self._make_trainer()
+            self.own.trainer = self._make_trainer()
             set_threads(self.choice.num_threads)
             self.model.load(self.server.vector)
         self._client_state = client_state

@@ -1,5 +1,9 @@
 """The initial model: drawn from the run's seed, without a trace in the process."""
 
+import subprocess
+import sys
+import textwrap
+
 import pytest
 import torch
 
@@ -45,6 +49,21 @@ def test_a_gpu_of_a_number_that_is_not_there_is_refused(monkeypatch):
     assert choose_device("cuda:1") == torch.device("cuda", 1)
     with pytest.raises(ValueError, match="device=cuda:2, but there are 2 GPUs here, from cuda:0 on"):
         choose_device("cuda:2")
+
+
+@pytest.mark.gpu
+def test_a_gpu_with_a_number_is_the_first_thing_that_a_process_uses():
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    program = """
+        import torch
+        from fedsim.data.femnist import femnist
+        from fedsim.initial_model import build_model
+        from fedsim.models import logistic
+        print(build_model(femnist(num_clients=2), logistic, seed=0, device="cuda:0").device)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True)
+    assert done.stdout == "cuda:0\n"
 
 
 @pytest.mark.gpu

@@ -22,6 +22,7 @@ from fedsim.files import write_text
 from fedsim.memory import out_of_memory
 from fedsim.train.choice import Choice, threads_given
 from fedsim.train.footprint import budget_bytes
+from fedsim.train.graphs import CannotCapture
 from fedsim.train.trial import Trial, seconds_elsewhere
 from fedsim.vector import FlatModel
 
@@ -177,6 +178,8 @@ class Auto:
                 try:
                     if not measure(n, count):
                         continue
+                except CannotCapture:
+                    raise
                 except ValueError as error:  # the model cannot be batched
                     log.info(str(error))
                     break

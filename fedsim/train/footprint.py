@@ -17,6 +17,7 @@ from fedsim.data.federated import Split
 from fedsim.memory import TensorMeter, free_memory_bytes, used_memory_bytes
 from fedsim.train.base import Trainer
 from fedsim.train.plan import Plan, count_steps, make_plan, plan_bytes
+from fedsim.train.vectorized import VectorizedTrainer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +110,9 @@ def footprint(
             for n in range(1, 1 + min(2, len(cohort), trainer.num_slots))
         }
         trainer.train(plans[1], broadcast, scale)  # traces and caches are made here
-        # two before one: slots that last from round to round are made anew for another number of them, and counted
-        for n in reversed(plans):
+        for n in plans:
+            if isinstance(trainer, VectorizedTrainer):
+                trainer.graphed = None  # slots that last from round to round are made anew, and counted
             with TensorMeter() as meter:
                 trainer.train(plans[n], broadcast, scale)
             peaks[n] = meter.peak

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from fedsim.objective import cross_entropy
 from fedsim.rng import forked_generators
 from fedsim.train.batched import FactoredLinear, batched_twin, norms
-from fedsim.train.precision import autocast
+from fedsim.train.precision import autocast, products
 from fedsim.train.trace import trace
 
 log = logging.getLogger("fedsim")
@@ -216,7 +216,8 @@ class SlotGradient:
                     "use trainer=serial"
                 )
             if self.randomness == "error":
-                self._refuse_meeting(function, arguments)
+                with products("float32", arguments[-1].device):  # which samples meet does not depend on rounding
+                    self._refuse_meeting(function, arguments)
             if not self.traced:
                 return function
             try:

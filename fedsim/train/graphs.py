@@ -20,6 +20,10 @@ from fedsim.train.step import SerialStep
 Run = Callable[[], Tensor]
 
 
+class CannotCapture(ValueError):
+    """A step cannot be captured; the device is in no state to go on."""
+
+
 class Capture(Protocol):
     """Turns work on tensors at fixed places into a function that repeats it."""
 
@@ -88,7 +92,7 @@ class StepGraphs:
             run: reads and writes nothing but tensors that stay where they are.
 
         Raises:
-            ValueError: the work cannot be captured: it waits for the device, or takes numbers from the host.
+            CannotCapture: the work waits for the device, or takes numbers from the host.
         """
         if form not in self.graphs:
             if form not in self.seen or len(self.graphs) == self.limit:
@@ -101,7 +105,7 @@ class StepGraphs:
                     raise
                 # what a capture leaves that was broken off is not certain, so nothing goes on without it
                 reason = str(error).split("\n")[0]
-                raise ValueError(
+                raise CannotCapture(
                     f"a step of this model cannot be captured as a CUDA graph ({reason}): set trainer.cuda_graphs=false"
                 ) from error
         return self.graphs[form]()

@@ -18,7 +18,7 @@ from fedsim.config import LocalConfig
 from fedsim.train.optimizer import RowOptimizer
 from fedsim.train.plan import Plan
 from fedsim.train.rows import RowGradient
-from fedsim.train.seats import Seated
+from fedsim.train.seats import Seated, fill_
 from fedsim.uplink import Receiver
 from fedsim.vector import FlatModel
 
@@ -126,9 +126,9 @@ class HookedSlots:
         self.rows[slots] = self.broadcast
         self.samples[slots] = self.all_samples[arriving.who_there]
         self.steps[slots] = self.all_steps[arriving.who_there]
-        self.taken[slots] = 0.0
+        fill_(self.taken, slots, 0.0)
         for name in self.works:
-            self.vectors[name][slots] = 0.0
+            fill_(self.vectors[name], slots, 0.0)
         for optimizer in self.optimizers.values():
             optimizer.begin(slots)
         personal = self.memory.personal
@@ -209,7 +209,7 @@ class HookedSlots:
                     statistics.copy_(buffers)
             if not seen:
                 # a part of the minibatch stands for all of it in the reported loss
-                seen.append(losses * (counts / minibatch[2]) if part is not None else losses)
+                seen.append(losses if part is None else losses * (counts / minibatch[2]).to(losses.device))
             number = column if part is None else minibatch[2].to(losses.device)[:, None]
             return losses.view(-1, 1) / number, gradient
 

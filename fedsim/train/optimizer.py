@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fedsim.config import LocalConfig
+from fedsim.train.seats import fill_
 from fedsim.train.step import clip_, sgd_
 
 _MOMENTS = {"sgd": 1, "adam": 2, "adamw": 2, "adagrad": 1}
@@ -29,8 +30,8 @@ class RowOptimizer:
     def begin(self, slots: Tensor | slice) -> None:
         """New clients start in these slots."""
         for moment in self.moments:
-            moment[slots] = 0.0
-        self.taken[slots] = 0.0
+            fill_(moment, slots, 0.0)
+        fill_(self.taken, slots, 0.0)
 
     def step(self, parameters: Tensor, gradient: Tensor, learning_rate: float, only: Tensor | None = None) -> None:
         """Move the first n rows, (n, P), along their gradients, which may be overwritten.

@@ -38,6 +38,14 @@ class Seated:
         return slice(first, first + number) if (np.diff(self.slots) == 1).all() else self.slots_there
 
 
+def fill_(rows: Tensor, place: Tensor | slice, value: float) -> None:
+    """rows[place] = value, for which a GPU would otherwise wait where the place is a tensor."""
+    if isinstance(place, slice):
+        rows[place] = value
+    else:
+        rows.index_fill_(0, place, value)
+
+
 class Seats:
     """The clients of a plan in one order, of which `some` takes those from one place to another.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from fedsim.aggregate import OnlineAverage
 from fedsim.config import LocalConfig
 from fedsim.train.gradient import Gradients, SlotGradient, Slots
-from fedsim.train.seats import Seated
+from fedsim.train.seats import Seated, fill_
 from fedsim.train.step import Tensors, clip_, sgd_, unshared
 from fedsim.vector import FlatModel
 
@@ -107,14 +107,14 @@ class SlotState:
         slots = arriving.place
         self.rows[slots] = self.start
         if self.momentum is not None:
-            self.momentum[slots] = 0.0
-        self.coordinates[slots] = 0.0
-        self.coordinates[slots, 0] = 1.0
+            fill_(self.momentum, slots, 0.0)
+        fill_(self.coordinates, slots, 0.0)
+        fill_(self.kept, slots, 1.0)
         if self.coordinate_momentum is not None:
-            self.coordinate_momentum[slots] = 0.0
+            fill_(self.coordinate_momentum, slots, 0.0)
         self.taken[arriving.slots] = 0
         if self.history:
-            self.taken_there[slots] = 0
+            fill_(self.taken_there, slots, 0)
 
     def _arguments(self, n: int, own: list[Tensor]) -> Slots:
         """The first n slots, whose whole columns are `own`, as `SlotGradient` takes them."""
@@ -176,7 +176,7 @@ class SlotState:
                 self.inputs[name][slots, now] = found.seen[name]
                 self.gradients[name][slots, now] = found.probes[name]
             unit = torch.zeros_like(self.coordinates[:n])
-            unit[slots, 1 + now] = 1.0
+            unit.scatter_(1, 1 + now[:, None], 1.0)
             parameters.append(self.coordinates[:n])
             gradients.append(unit)
             if momenta is not None and self.coordinate_momentum is not None:

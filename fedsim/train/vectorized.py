@@ -133,8 +133,12 @@ class VectorizedTrainer:
             average = OnlineAverage(size, scale=scale, device=broadcast.device)
         else:
             average = self.uplink.open(plan.round, plan.clients, scale)
-        with self.memory.settled(plan.clients), products(self.precision, broadcast.device):
-            return average.result(self.run(plan, broadcast, average))
+        try:
+            with self.memory.settled(plan.clients), products(self.precision, broadcast.device):
+                return average.result(self.run(plan, broadcast, average))
+        except RuntimeError:  # out of memory, it may be: fewer slots must not find this many still there
+            self.graphed = None
+            raise
 
     def run(self, plan: Plan, broadcast: Tensor, average: OnlineAverage | Receiver) -> dict[str, float]:
         """Train every client of the plan and add the updates to `average`; returns the metrics."""

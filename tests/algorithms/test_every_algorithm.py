@@ -64,7 +64,7 @@ CASES = [case for case in (*NAMES, *VARIANTS) if algorithm(case).asynchronous is
 def build(make_dataset):
     dataset = make_dataset(SIZES, seed=4)
 
-    def make(case, trainer=SerialTrainer, dtype=torch.float64):
+    def make(case, trainer=SerialTrainer, dtype=torch.float64, device="cpu"):
         train = dataclasses.replace(dataset.train, inputs=dataset.train.inputs.to(dtype))
         simulation = Simulation(
             # the clients are also evaluated on their own samples
@@ -75,7 +75,7 @@ def build(make_dataset):
             server=ServerConfig(num_rounds=3, clients_per_round=5, evaluate_every=0),
             trainer=trainer,
             seed=2,
-            device="cpu",
+            device=device,
         )
         if isinstance(simulation.trainer, VectorizedTrainer):
             simulation.trainer.functions = TRACES[dtype]
@@ -114,6 +114,21 @@ def test_clients_side_by_side_are_clients_one_by_one(build, case, dtype):
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, **CLOSE[dtype], msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("trainer", [SerialTrainer, partial(VectorizedTrainer, num_slots=3)], ids=["serial", "slots"])
+@pytest.mark.parametrize("case", CASES)
+def test_a_gpu_ends_where_the_cpu_does(build, case, trainer):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    found = []
+    for device in ("cpu", "cuda"):
+        simulation = build(case, trainer, device=device)
+        simulation.trainer.functions = {}  # a trace is of one device
+        train(simulation)
+        found.append(simulation.server.vector.cpu())
+    torch.testing.assert_close(*found, atol=1e-7, rtol=1e-6)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -17,6 +17,7 @@ from fedsim.recording import record
 from fedsim.simulation import Simulation
 from fedsim.train.calibrate import Auto
 from fedsim.train.choice import Choice
+from fedsim.train.graphs import CannotCapture
 from fedsim.train.plan import busy_slots
 from fedsim.train.serial import SerialTrainer
 from fedsim.train.trial import Trial, seconds_elsewhere
@@ -178,6 +179,26 @@ def test_a_model_that_cannot_be_batched_is_trained_serially(make_dataset, caplog
         found = simulation(make_dataset(SIZES), Auto(cache=False), model=Branching)
     assert found.choice.num_slots == 0
     assert "cannot train Branching side by side" in caplog.text
+
+
+def test_a_step_that_cannot_be_captured_ends_the_trial(make_dataset, monkeypatch):
+    """What a capture leaves that was broken off is not certain: nothing is measured, or trained, after it."""
+
+    def broken(self, num_slots, num_threads):
+        raise CannotCapture("a step of this model cannot be captured as a CUDA graph")
+
+    monkeypatch.setattr(Trial, "round_seconds", broken)
+    with pytest.raises(CannotCapture):
+        simulation(make_dataset(SIZES), Auto(cache=False))
+
+
+def test_a_choice_keeps_the_settings_of_its_trainers(make_dataset, monkeypatch):
+    """Also where the fastest is the serial trainer, as it is here with one slot to compare with."""
+    times = {0: 1.0, 1: 2.0}
+    monkeypatch.setattr(Trial, "round_seconds", lambda self, n, threads: times[n])
+    run = simulation(make_dataset(SIZES), Auto(cache=False, precision="bf16", cuda_graphs=False, max_slots=1))
+    assert isinstance(run.trainer, SerialTrainer)
+    assert run.choice.precision == run.trainer.precision == "bf16"
 
 
 def test_prediction_of_a_kind_grows_with_the_slots_alone(make_dataset):

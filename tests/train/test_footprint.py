@@ -178,6 +178,8 @@ def test_out_of_memory_with_one_slot_is_an_error(make_dataset, monkeypatch):
 
     monkeypatch.setattr(SerialTrainer, "train", train)
     assert out_of_memory(RuntimeError("DefaultCPUAllocator: not enough memory: you tried"))
+    assert out_of_memory(RuntimeError("CUDA error: out of memory"))
+    assert out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     with pytest.raises(RuntimeError) as error:  # as this machine says it
         torch.empty(2**60, dtype=torch.uint8)
     assert out_of_memory(error.value)

@@ -112,7 +112,32 @@ def test_slots_that_last_are_part_of_the_prediction(make_dataset, monkeypatch):
     monkeypatch.setattr(vectorized_module, "find_capture", lambda *_, **__: Repeat())
     graphed = Simulation(dataset, logistic, trainer=trainer, device="cpu", **settings).footprint()
     assert plain.slot >= 2 * (64 * 4 + 4) * 4, "a model and its momentum"
-    assert graphed.slot >= plain.slot
+    # one slot more is one more of each, and its places for a minibatch of five
+    assert plain.slot <= graphed.slot <= plain.slot + 5 * (64 * 4 + 8) + 8
+
+
+def test_fewer_slots_after_a_lack_of_memory_are_made_anew(make_dataset, monkeypatch):
+    """Those of before would take what the retry needs."""
+    monkeypatch.setattr(vectorized_module, "find_capture", lambda *_, **__: Repeat())
+    simulation = Simulation(
+        make_dataset(SIZES, shape=(1, 8, 8)),
+        logistic,
+        local=LOCALS["plain"],
+        server=ServerConfig(num_rounds=2, clients_per_round=4, evaluate_every=0),
+        trainer=partial(VectorizedTrainer, num_slots=4),
+        device="cpu",
+    )
+    real = VectorizedTrainer._run
+
+    def run(self, plan, broadcast, average):
+        if plan.num_slots > 2:
+            real(self, plan, broadcast, average)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, plan, broadcast, average)
+
+    monkeypatch.setattr(VectorizedTrainer, "_run", run)
+    simulation.server.run_round()
+    assert len(simulation.trainer.graphed.state.rows) == 2
 
 
 def test_graphs_are_refused_where_they_do_not_work(make_dataset):

@@ -11,6 +11,7 @@ from fedsim.algorithms import fednova, fedprox
 from fedsim.config import LocalConfig, ServerConfig
 from fedsim.models import logistic, mlp
 from fedsim.simulation import Simulation
+from fedsim.train.seats import Seated
 from fedsim.train.serial import SerialTrainer
 from fedsim.train.vectorized import VectorizedTrainer
 
@@ -65,6 +66,41 @@ def test_the_number_of_meetings_does_not_depend_on_the_clients(make_dataset, cas
         found.append(sorted(meetings.seen))
     assert found[0] == found[1]
     assert found[0], "a round ends with numbers for the host"
+
+
+class NumbersToPlaces(TorchFunctionMode):
+    """Counts numbers that are written to places which a tensor names: a GPU waits until it has the number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__name__", "") == "__setitem__" and not isinstance(args[2], torch.Tensor):
+            where = args[1] if isinstance(args[1], tuple) else (args[1],)
+            self.seen += any(isinstance(place, torch.Tensor) for place in where)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_number_goes_to_a_place_that_a_tensor_names(make_dataset, case, monkeypatch):
+    places, real = [], Seated.place.fget
+    monkeypatch.setattr(Seated, "place", property(lambda self: places.append(real(self)) or places[-1]))
+    model, settings, trainer = CASES[case]
+    simulation = Simulation(
+        make_dataset([6, 40, 9, 31, 7, 22, 5, 18, 12, 38, 6, 6], shape=(300,)),
+        model,
+        local=LocalConfig(batch_size=5, learning_rate=0.01, momentum=0.5),
+        server=ServerConfig(num_rounds=1, clients_per_round=12),
+        trainer=trainer,
+        device="cpu",
+        **settings,
+    )
+    with NumbersToPlaces() as numbers:
+        simulation.server.run_round()
+    assert numbers.seen == 0
+    if case != "serial":
+        assert any(isinstance(place, torch.Tensor) for place in places), "some clients come to slots apart"
 
 
 @pytest.mark.gpu
