@@ -130,7 +130,27 @@ def make_uplink(
             "server.over_selection: who counts depends on how fast the others are, so that one client changes more "
             "than its own update and no epsilon is known: set server.over_selection=1, or leave the noise out"
         )
+    _refuse_numbers(algorithm, aggregator, transforms)
     return uplink
+
+
+def _refuse_numbers(algorithm: Algorithm, aggregator: Aggregator, transforms: Sequence[Transform]) -> None:
+    """Refuse numbers beside the update, such as FedNova's steps, where they would be changed or measured with it."""
+    numbers = [name for name, size in algorithm.sums.items() if isinstance(size, int)]
+    if not numbers:
+        return
+    beside = f"algorithm={algorithm.name} sends numbers beside the update ({', '.join(numbers)})"
+    changing = [t.name for t in transforms if t.apply is not None or t.finish is not None or t.fit is not None]
+    if changing:
+        raise ValueError(
+            f"{beside}, which transforms=[{','.join(changing)}] would change like parameters: leave the transforms "
+            "out, or choose another algorithm"
+        )
+    if aggregator.rule is not None and not aggregator.by_element:
+        raise ValueError(
+            f"{beside}, which count as little in distances as a parameter does: choose median, trimmed_mean or mean in "
+            f"the place of aggregator={aggregator.name}, or another algorithm"
+        )
 
 
 def make_server(

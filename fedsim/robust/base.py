@@ -25,6 +25,7 @@ class Aggregator:
         name: as in the configuration.
         rule: the kept updates (m, P + Q) of a round -> (P + Q,) float64 on their device. None: the mean, which
             streams through `fedsim.aggregate.OnlineAverage` and keeps no update.
+        by_element: whether an element of the result depends on the same element of the updates alone.
         require: raises ValueError for a number of updates m that the rule cannot serve.
         equal_weights: every update counts the same, whatever its client's number of samples.
         memory_mib: RAM for the updates of a round; those beyond it go to a temporary file.
@@ -33,6 +34,7 @@ class Aggregator:
 
     name: str
     rule: Callable[[UpdateStore], Tensor] | None = None
+    by_element: bool = False
     require: Callable[[int], None] = lambda num_updates: None
     equal_weights: bool = False
     memory_mib: float = 1024.0

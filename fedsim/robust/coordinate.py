@@ -24,7 +24,7 @@ def median(**storage: Unpack[Storage]) -> Aggregator:
     Args:
         storage: memory_mib, spill_dir (`Aggregator`).
     """
-    return Aggregator(name="median", rule=lambda updates: updates.map_columns(median_of), **storage)
+    return Aggregator(name="median", rule=lambda updates: updates.map_columns(median_of), by_element=True, **storage)
 
 
 def trimmed_mean(trim_fraction: float = 0.2, **storage: Unpack[Storage]) -> Aggregator:
@@ -52,4 +52,4 @@ def trimmed_mean(trim_fraction: float = 0.2, **storage: Unpack[Storage]) -> Aggr
         cut = trim(len(updates))
         return updates.map_columns(lambda rows: rows.sort(dim=0).values[cut : len(rows) - cut].double().mean(0))
 
-    return Aggregator(name="trimmed_mean", rule=rule, require=require, **storage)
+    return Aggregator(name="trimmed_mean", rule=rule, by_element=True, require=require, **storage)

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from fedsim.algorithms import agnostic_fedavg, fedprox
+from fedsim.algorithms import agnostic_fedavg, fedexp, fednova, fedprox, qfedavg
 from fedsim.algorithms.base import Algorithm, Kept
 from fedsim.attacks import gaussian_attack, little_is_enough, sign_flip
 from fedsim.config import LocalConfig, ServerConfig
 from fedsim.devices import drawn
 from fedsim.models import logistic, mlp
-from fedsim.robust import bulyan, geometric_median, krum, mean, median, trimmed_mean
+from fedsim.robust import bulyan, geometric_median, krum, mean, median, multi_krum, norm_bounding, trimmed_mean
 from fedsim.sampling import poisson, round_robin
 from fedsim.simulation import Simulation
 from fedsim.train.serial import SerialTrainer
@@ -333,6 +333,21 @@ def test_batch_norms_statistics_are_part_of_the_update(dataset):
         ({"transforms": [top_k(), sign()]}, "sign cannot follow"),
         ({"transforms": [adaptive_clip(), local_gaussian()]}, "which local_gaussian does not hide: leave it out"),
         ({"aggregator": mean(equal_weights=True), "algorithm": agnostic_fedavg()}, "agnostic_fedavg weighs clients"),
+        (
+            {"algorithm": fednova(), "transforms": [clip()]},
+            r"\(effective_steps\), which transforms=\[clip\] would change",
+        ),
+        (
+            {"algorithm": qfedavg(), "transforms": [random_k()]},
+            r"qfedavg sends numbers beside the update \(lipschitz\)",
+        ),
+        ({"algorithm": fedexp(), "transforms": [clip(), gaussian()]}, r"leave the transforms out"),
+        ({"algorithm": fednova(), "transforms": [low_rank()]}, r"transforms=\[low_rank\] would change"),
+        ({"algorithm": fednova(), "aggregator": krum()}, "mean in the place of aggregator=krum"),
+        ({"algorithm": fednova(), "aggregator": multi_krum()}, "median, trimmed_mean or mean"),
+        ({"algorithm": fedexp(), "aggregator": bulyan()}, "in the place of aggregator=bulyan"),
+        ({"algorithm": qfedavg(), "aggregator": geometric_median()}, "in the place of aggregator=geometric_median"),
+        ({"algorithm": fednova(), "aggregator": norm_bounding()}, "in the place of aggregator=norm_bounding"),
         ({"transforms": [clip(), gaussian()], "algorithm": agnostic_fedavg()}, "where privacy has all of them count"),
         (
             {"transforms": [clip(), gaussian()], "devices": drawn, "over_selection": 1.2},
@@ -343,6 +358,16 @@ def test_batch_norms_statistics_are_part_of_the_update(dataset):
 def test_parts_that_do_not_fit_are_refused_at_once(dataset, settings, message):
     with pytest.raises(ValueError, match=message):
         start(dataset, **settings)
+
+
+def test_the_numbers_beside_the_update_pass_a_rule_of_each_element(dataset):
+    """Three clients of equal steps under FedNova: each sends its mean step and their number, so the median moves the
+    model as FedAvg's does."""
+    cohort = {"sampler": lambda p, m: lambda seed, round: np.array([2, 8, 9]), "aggregator": median()}
+    local = LocalConfig(batch_size=None, num_steps=4, learning_rate=0.1)
+    expected, _ = run(start(dataset, local=local, **cohort), 3)
+    found, _ = run(start(dataset, local=local, algorithm=fednova(), **cohort), 3)
+    torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-8)
 
 
 def test_what_an_algorithm_averages_beside_the_update_goes_the_same_way(dataset):
