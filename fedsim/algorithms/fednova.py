@@ -11,6 +11,7 @@ The paper leaves tau_eff free; with this one, clients of equal steps give FedAvg
 from torch import Tensor
 
 from fedsim.algorithms.base import Algorithm, Clients, Round, ServerState
+from fedsim.algorithms.effective_steps import count_step
 
 
 def fednova(proximal_weight: float = 0.0) -> Algorithm:
@@ -30,10 +31,8 @@ def fednova(proximal_weight: float = 0.0) -> Algorithm:
         if proximal_weight:
             gradient.add_(clients.model - clients.start, alpha=proximal_weight)
         clients.descend(gradient)
-        moved, momentum = clients.vectors["effective_steps"], clients.vectors["momentum"]
-        one = 1 - local.learning_rate * (proximal_weight + local.weight_decay) * moved
-        momentum.mul_(local.momentum).add_(one)
-        moved.add_(one + local.momentum * momentum if local.nesterov else momentum)
+        steps, momentum = clients.vectors["effective_steps"], clients.vectors["momentum"]
+        count_step(steps, momentum, local, proximal_weight + local.weight_decay)
 
     def finish(clients: Clients, update: Tensor) -> dict[str, Tensor]:
         steps = clients.vectors["effective_steps"]

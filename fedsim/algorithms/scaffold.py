@@ -4,13 +4,16 @@ Clients step along g - c_i + c. Afterwards the control variate c_i becomes the g
 global model (option I), or c_i - c + (x - y_i) / (K eta), the mean gradient of its K steps (option II). The server
 moves by eta_g times the mean update, and c by |S| / N times the mean change of the c_i. Clients that are not sampled
 keep theirs. As in the paper, every client weighs the same; with `weighted` the weights are samples, in the model's mean
-and in c alike, so that the corrections still cancel in the mean.
+and in c alike, so that the corrections still cancel in the mean. Departure: the paper has no momentum. With it the
+correction goes through it too, and option II has FedNova's ||a||_1 in the place of K (`count_step`), so that c_i is a
+mean of gradients again; divided by K it would be too large, and its error would grow in every round.
 """
 
 import torch
 from torch import Tensor
 
 from fedsim.algorithms.base import Algorithm, Clients, Kept, Round, ServerState, Setup, equal_weights
+from fedsim.algorithms.effective_steps import count_step
 
 
 def scaffold(option: int = 2, learning_rate: float = 1.0, weighted: bool = False) -> Algorithm:
@@ -33,13 +36,15 @@ def scaffold(option: int = 2, learning_rate: float = 1.0, weighted: bool = False
             counts = clients.counts * (clients.vectors["seen"] < clients.samples)
             clients.vectors["gradient"].add_(clients.gradient(clients.start).mul_(counts))
             clients.vectors["seen"].add_(counts)
+        else:
+            count_step(clients.vectors["effective_steps"], clients.vectors["momentum"], clients.local)
 
     def finish(clients: Clients, update: Tensor) -> dict[str, Tensor]:
         old = clients.vectors["control"]
         if option == 1:
             new = clients.vectors["gradient"] / clients.vectors["seen"]
         else:
-            moved = (clients.start - clients.model) / (clients.steps * clients.learning_rate)
+            moved = (clients.start - clients.model) / (clients.vectors["effective_steps"] * clients.learning_rate)
             new = old - clients.server["control"] + moved
         change = new - old
         old.copy_(new)
@@ -59,7 +64,7 @@ def scaffold(option: int = 2, learning_rate: float = 1.0, weighted: bool = False
         step=step,
         finish=finish,
         keeps={"control": Kept()},
-        works={"gradient": "parameters", "seen": 1} if option == 1 else {},
+        works={"gradient": "parameters", "seen": 1} if option == 1 else {"effective_steps": 1, "momentum": 1},
         sums={"change": "parameters"},
         broadcast={"control": "parameters"},
         weights=None if weighted else equal_weights,

@@ -98,6 +98,26 @@ def test_quadratics(name):
         assert distances[100] < 1e-6
 
 
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_scaffold_reaches_the_optimum_with_momentum(nesterov):
+    """Momentum 0.9 and ten steps: ||a||_1 = sum_j (1 - 0.9^j) / 0.1 = 41. In a flat direction a control variate that
+    is divided by K = 10 in its place has its error multiplied by 1 - 4.1 in each round."""
+    dataset, curvature, minimum = quadratics()
+    simulation = Simulation(
+        dataset,
+        lambda shape, classes: Quadratic(),
+        local=LocalConfig(batch_size=None, num_steps=STEPS, learning_rate=0.05, momentum=0.9, nesterov=nesterov),
+        algorithm=algorithms.scaffold(),
+        server=ServerConfig(num_rounds=50, clients_per_round=6),
+        trainer=SerialTrainer,
+        device="cpu",
+    )
+    optimum = (curvature * minimum).sum(0) / curvature.sum(0)
+    for _ in range(50):
+        simulation.server.run_round()
+    assert (simulation.server.vector - optimum).norm() < 1e-2 * optimum.norm()
+
+
 @pytest.mark.parametrize("name", HETEROGENEOUS)
 def test_logistic_regression_with_weight_decay(make_problem, name):
     """Strongly convex: logistic regression with weight decay. Each client has one class or two; ten full-batch steps.
