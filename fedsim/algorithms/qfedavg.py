@@ -33,7 +33,8 @@ def qfedavg(fairness: float = 1.0) -> Algorithm:
         loss = (clients.vectors["loss"] / clients.vectors["seen"]).clamp(min=_SMALLEST_LOSS)
         move = update[:, : clients.model.shape[1]]
         square = move.square().sum(1, keepdim=True)
-        estimate = loss**fairness + fairness * loss ** (fairness - 1) * square / clients.learning_rate
+        curvature = square / clients.learning_rate if clients.learning_rate else square  # 0 at a rate of 0
+        estimate = loss**fairness + fairness * loss ** (fairness - 1) * curvature
         move *= loss**fairness
         return {"lipschitz": estimate}
 

@@ -43,6 +43,8 @@ def scaffold(option: int = 2, learning_rate: float = 1.0, weighted: bool = False
         old = clients.vectors["control"]
         if option == 1:
             new = clients.vectors["gradient"] / clients.vectors["seen"]
+        elif clients.learning_rate == 0:  # at the end of a schedule: a client that has not moved has learned nothing
+            new = old.clone()
         else:
             moved = (clients.start - clients.model) / (clients.vectors["effective_steps"] * clients.learning_rate)
             new = old - clients.server["control"] + moved

@@ -8,7 +8,7 @@ import torch
 from fedsim import algorithms
 from fedsim.algorithms import Algorithm
 from fedsim.algorithms.base import equal_weights
-from fedsim.config import LocalConfig, ServerConfig
+from fedsim.config import LocalConfig, ScheduleConfig, ServerConfig
 from fedsim.models import logistic
 from fedsim.simulation import Simulation
 from fedsim.train.serial import SerialTrainer
@@ -102,6 +102,27 @@ def test_degenerate_setting_is_the_parent(make_dataset, case):
         vectors.append(simulation.server.vector)
         assert (vectors[-1] - start).abs().max() > 1e-2
     torch.testing.assert_close(*vectors, atol=1e-11, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "algorithm", [algorithms.scaffold, lambda: algorithms.scaffold(1), algorithms.fednova, algorithms.qfedavg]
+)
+def test_a_round_at_rate_zero_moves_nothing(make_dataset, algorithm):
+    """The second and third round of a schedule that drops to 0."""
+    simulation = Simulation(
+        make_dataset(SIZES),
+        logistic,
+        algorithm=algorithm(),
+        local=dataclasses.replace(LOCAL, schedule=ScheduleConfig(kind="step", factor=0.0, every=1)),
+        server=ServerConfig(num_rounds=3, clients_per_round=4),
+        trainer=SerialTrainer,
+        device="cpu",
+    )
+    simulation.server.run_round()
+    before = simulation.server.vector.clone()
+    for _ in range(2):
+        simulation.server.run_round()
+    assert torch.equal(simulation.server.vector, before)
 
 
 @pytest.mark.parametrize(
