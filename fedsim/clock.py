@@ -60,6 +60,7 @@ class Clock:
         deadline: virtual seconds after which a round ends; None: it waits.
         steps: (m,) clients -> (m,) int64 local steps of each of them in a round, if who would miss the deadline sends
             what it has done; None: it sends nothing.
+        repeats: whether a round in which nobody reports is tried again; else it ends without a report.
         group_rounds: rounds that a group does in a round, each with its download and upload; only without devices.
         seconds: virtual time so far; the only thing that changes, and part of checkpoints.
     """
@@ -71,6 +72,7 @@ class Clock:
     wanted: int | None = None
     deadline: float | None = None
     steps: Callable[[np.ndarray], np.ndarray] | None = None
+    repeats: bool = True
     group_rounds: int = 1
     seconds: float = 0.0
 
@@ -78,7 +80,7 @@ class Clock:
         """What happens when the clients `cohort` are asked to train in a round; changes nothing.
 
         A client that gives up is noticed at once. A round in which nobody reports in time is tried again with the same
-        clients, on another occasion of each.
+        clients, on another occasion of each, if it `repeats`.
 
         Raises:
             ValueError: it was tried in vain a thousand times.
@@ -115,7 +117,7 @@ class Clock:
             seconds += end
             started += len(clients)
             lost += int((~reports & (ends <= end)).sum())
-            if len(in_time):
+            if len(in_time) or not self.repeats:
                 in_time = np.sort(in_time)
                 return Outcome(
                     reported=clients[in_time],
@@ -203,6 +205,7 @@ def make_clock(
     *,
     download_bytes: int,
     upload_bytes: int,
+    repeats: bool = True,
 ) -> Clock:
     """The clock of a run.
 
@@ -212,6 +215,7 @@ def make_clock(
         local: says how many of them a round computes.
         config: says when a round ends.
         download_bytes, upload_bytes: to and from each client in a round.
+        repeats: see `Clock`.
 
     Raises:
         ValueError: a round shall end early, but nobody knows how fast the clients are.
@@ -226,5 +230,6 @@ def make_clock(
         wanted=cohort_size(config.clients_per_round, len(sizes)) if config.over_selection > 1 else None,
         deadline=config.deadline,
         steps=(lambda clients: steps_taken(sizes[clients], local)) if config.partial_work else None,
+        repeats=repeats,
         group_rounds=config.group_rounds,
     )

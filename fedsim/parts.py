@@ -200,7 +200,9 @@ def make_server(
             devices, sizes, local, server, num_updates=buffer_size, elsewhere=elsewhere, seed=seed, **timed
         )
         return AsyncServer(vector, model.num_parameters, sizes, arrivals=arrivals, **common)
-    clock = make_clock(devices, sizes, local, server, **timed)
+    # privately nobody may come: where one client decides that all are asked again, it changes more than its own update
+    repeats = uplink is None or not uplink.private
+    clock = make_clock(devices, sizes, local, server, repeats=repeats, **timed)
     return Server(
         vector,
         model.num_parameters,

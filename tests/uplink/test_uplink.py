@@ -244,6 +244,19 @@ def test_nobody_is_a_round_with_devices_too(dataset):
     assert np.diff([0.0, *(m["virtual_seconds"] for m in metrics)]).tolist() == [float(some) for some in came]
 
 
+def test_a_private_round_in_which_nobody_reports_is_not_tried_again(dataset):
+    """If it were, a client that reports would decide whether the others are asked once more: with it the sum would have
+    its update alone, and without it theirs."""
+    settings = {"devices": partial(drawn, dropout=0.9, latency=0.5), "clients": 3}
+    simulation = start(dataset, transforms=[clip(0.1), gaussian(1.0)], **settings)
+    _, metrics = run(simulation, 12)
+    assert 0 < sum(m["clients"] > 0 for m in metrics) < 12
+    assert [m["started"] for m in metrics] == [3] * 12
+    assert all(m["train_loss"] > 0 for m in metrics if m["clients"])
+    _, repeated = run(start(dataset, **settings), 12)
+    assert all(m["clients"] for m in repeated)
+
+
 def test_epsilon_is_in_the_metrics_and_the_summary(dataset):
     dp = pytest.importorskip("dp_accounting")
     from dp_accounting import rdp
