@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor
+from torch.nn import functional
 
 from fedsim.algorithms import Algorithm
 from fedsim.algorithms.base import equal_weights, update_size
@@ -110,13 +111,22 @@ def make_uplink(
             f"algorithm={algorithm.name} weighs clients itself, where aggregator={aggregator.name} has its own way: "
             "choose another algorithm, or aggregator=mean with aggregator.equal_weights=false"
         )
+    size = update_size(algorithm, model.layout)
+    personal = None if algorithm.personal is None else algorithm.personal(model)
+    layout = model.layout if personal is None else model.layout.without(personal)
+    if layout.size == 0 and (transforms or aggregator.rule is not None or (attack and attack.collude)):
+        raise ValueError(
+            f"algorithm={algorithm.name} sends nothing that could be changed or compared: leave transforms, attack and "
+            "aggregator out, or choose another algorithm"
+        )
     uplink = Uplink(
-        transforms=[t if t.fit is None else t.fit(model.layout) for t in transforms],
+        transforms=[t if t.fit is None else t.fit(layout) for t in transforms],
         aggregator=aggregator,
         attack=attack,
         sampler=sampler,
         num_clients=num_clients,
-        size=update_size(algorithm, model.layout),
+        size=size,
+        personal=None if personal is None else functional.pad(personal, (0, size - len(personal))),
         like=model.vector,
         seed=seed,
     )

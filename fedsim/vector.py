@@ -10,6 +10,7 @@ means nothing. Frozen parameters (`requires_grad=False`) stay there too, shared 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,16 @@ class Layout:
     def views(self, vector: Tensor) -> dict[str, Tensor]:
         """Names to views of a (P + Q,) vector, as `torch.func.functional_call` takes them."""
         return {e.name: vector[e.start : e.stop].view(e.shape) for e in (*self.parameters, *self.buffers)}
+
+    def without(self, left_out: Tensor) -> "Layout":
+        """The layout of what a mask (P + Q,) leaves, one element behind another; a tensor that loses some is flat."""
+        kept = [(e, int((~left_out[e.start : e.stop]).sum())) for e in (*self.parameters, *self.buffers)]
+        stops = [0, *accumulate(count for _, count in kept)]
+        entries = [
+            Entry(e.name, e.shape if count == e.shape.numel() else torch.Size([count]), start, start + count)
+            for (e, count), start in zip(kept, stops, strict=False)
+        ]
+        return Layout(tuple(entries[: len(self.parameters)]), tuple(entries[len(self.parameters) :]))
 
 
 def _entries(named: Sequence[tuple[str, Tensor]], start: int) -> Iterator[Entry]:

@@ -68,6 +68,24 @@ def test_state_dict_loads_into_a_plain_module():
     assert torch.equal(plain.eval()(x), model.module.eval()(x))
 
 
+def test_the_layout_of_what_a_mask_leaves():
+    """Of Linear(4, 3) the bias and one weight are left out; BatchNorm's bias too: what follows moves up."""
+    layout = FlatModel(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))).layout
+    left_out = torch.zeros(layout.size, dtype=torch.bool)
+    left_out[5], left_out[12:15], left_out[18:21] = True, True, True
+    left = layout.without(left_out)
+    found = {e.name: (tuple(e.shape), e.start, e.stop) for e in (*left.parameters, *left.buffers)}
+    assert found == {
+        "0.weight": ((11,), 0, 11),
+        "0.bias": ((0,), 11, 11),
+        "1.weight": ((3,), 11, 14),
+        "1.bias": ((0,), 14, 14),
+        "1.running_mean": ((3,), 14, 17),
+        "1.running_var": ((3,), 17, 20),
+    }
+    assert (left.num_parameters, left.size) == (14, 20)
+
+
 class Masked(Tied):
     """With a constant that is no part of its state, as masks and positions are kept."""
 

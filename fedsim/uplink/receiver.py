@@ -29,7 +29,8 @@ class Receiver:
         attackers: client numbers.
         round: from 1.
         clients: (m,) everybody who will send an update.
-        size: elements of an update.
+        size: elements of an update that are sent.
+        sent: (size,) int64, which ones; None: all.
         like: for the dtype and the device of updates.
         scale: grid of the average.
         equal_weights: whether every update counts the same.
@@ -47,6 +48,7 @@ class Receiver:
         round: int,
         clients: np.ndarray,
         size: int,
+        sent: Tensor | None,
         like: Tensor,
         scale: float,
         equal_weights: bool,
@@ -54,7 +56,7 @@ class Receiver:
     ) -> None:
         self.pipeline, self.aggregator, self.attack, self.attackers = pipeline, aggregator, attack, attackers
         self.round, self.num_clients, self.equal_weights = round, len(clients), equal_weights
-        self.size, self.like, self.piece = size, like, piece
+        self.size, self.sent, self.like, self.piece = size, sent, like, piece
         self.forwarded: dict[str, list[ClientRows]] = {}
         self.scale = scale
         self.sums: dict[str, Tensor] = {}
@@ -86,6 +88,7 @@ class Receiver:
             (F,) squared norms of the updates as they were given.
         """
         squared_norms = torch.linalg.vector_norm(rows, dim=1).square()
+        rows = rows if self.sent is None else rows[:, self.sent]
         bad = [i for i, c in enumerate(clients) if c in self.attackers]
         if bad and self.plots:  # they wait for each other
             self._keep(PLOTTED, self.plot, [clients[i] for i in bad], rows[bad], [weights[i] for i in bad])

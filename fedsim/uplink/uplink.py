@@ -37,8 +37,13 @@ class Uplink:
         sampler: of the run; a private run must know its law.
         num_clients: C.
         size: elements of an update: P + Q, and behind them what the algorithm averages beside it.
+        personal: (size,) bool, the elements that stay with a client: they are no part of what is sent. None: there are
+            none.
         like: for the dtype and the device of updates.
         seed: of the run.
+
+    Attributes:
+        size: elements that are sent.
 
     Raises:
         ValueError: parts that do not fit each other.
@@ -53,12 +58,15 @@ class Uplink:
         sampler: Sampler,
         num_clients: int,
         size: int,
+        personal: Tensor | None = None,
         like: Tensor,
         seed: int,
     ) -> None:
-        self.aggregator, self.attack, self.size, self.like = aggregator, attack, size, like
+        self.sent = None if personal is None else (~personal).nonzero()[:, 0]
+        self.whole, self.size = size, size if self.sent is None else len(self.sent)
+        self.aggregator, self.attack, self.like = aggregator, attack, like
         self.attackers = set() if attack is None else set(attack.attackers(num_clients, seed).tolist())
-        self.pipeline = Pipeline(transforms, size=size, like=like, seed=seed)
+        self.pipeline = Pipeline(transforms, size=self.size, like=like, seed=seed)
         self.figures: dict[str, float] = {}  # metrics of the last round
         self.mechanism = mechanism_of(transforms, aggregator, sampler, num_clients)
         self.accountant = None if self.mechanism is None else Accountant(self.mechanism)
@@ -118,6 +126,7 @@ class Uplink:
             round=round,
             clients=clients,
             size=self.size,
+            sent=self.sent,
             like=self.like,
             scale=scale,
             equal_weights=self.equal_weights,
@@ -149,7 +158,9 @@ class Uplink:
         self.next_times[cohort] += 1
         if self.accountant is not None:
             self.figures["epsilon"] = self._epsilon(self.accountant, round, self.next_times)
-        return mean
+        if self.sent is None:
+            return mean
+        return mean.new_zeros(self.whole).index_copy_(0, self.sent, mean)
 
     def _epsilon(self, accountant: Accountant, round: int, times: np.ndarray) -> float:
         """After this round: of the run, or of the client that took part most often, where each protects itself."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedsim.algorithms import agnostic_fedavg, fedexp, fednova, fedprox, qfedavg
+from fedsim.algorithms import agnostic_fedavg, fedexp, fednova, fedper, fedprox, lg_fedavg, local_only, qfedavg
 from fedsim.algorithms.base import Algorithm, Kept
 from fedsim.attacks import gaussian_attack, little_is_enough, sign_flip
 from fedsim.config import LocalConfig, ServerConfig
@@ -295,6 +295,44 @@ def test_bytes_up_are_those_of_the_updates_that_came(dataset):
     assert simulation.uplink.summary(1)["bytes_per_update"] * 8 == run(simulation, 1)[1][0]["bytes_up"]
 
 
+# a layer of 36 x 8 + 8 elements is sent, and the head of 8 x 4 + 4 stays; or the other way round
+@pytest.mark.parametrize(
+    ("algorithm", "transforms", "sent_bytes"),
+    [
+        (fedper, [sign(error_feedback=False)], math.ceil(296 / 8) + 8),
+        (fedper, [clip(0.3), gaussian(0.2)], 296 * 8),
+        (fedper, [random_k(0.5)], 148 * 8),
+        (fedper, [low_rank(1)], (36 + 8 + 8) * 8),
+        (lg_fedavg, [top_k(1.0), local_gaussian()], 36 * 8),
+        (lg_fedavg, [low_rank(1)], (8 + 4 + 4) * 8),
+    ],
+)
+def test_what_stays_with_a_client_is_neither_sent_nor_moved(dataset, algorithm, transforms, sent_bytes):
+    vectors = []
+    for trainer in (SerialTrainer, partial(VectorizedTrainer, num_slots=3)):
+        simulation = start(dataset, trainer, algorithm=algorithm(), transforms=transforms)
+        before, stays = simulation.server.vector.clone(), simulation.trainer.memory.personal
+        vector, metrics = run(simulation, 3)
+        assert torch.equal(vector[stays], before[stays])
+        assert (vector[~stays] != before[~stays]).any()
+        assert [m["bytes_up"] for m in metrics] == [8 * sent_bytes] * 3
+        vectors.append(vector)
+    torch.testing.assert_close(*vectors, atol=1e-9, rtol=1e-8)
+
+
+def test_a_rule_sees_what_is_sent(dataset):
+    """The median of each element of FedPer's shared layer, where clients keep the rest."""
+    recorder = Recorder()
+    keep = Transform(name="keep", apply=recorder)
+    simulation = start(dataset, algorithm=fedper(), transforms=[keep], aggregator=median())
+    before, stays = simulation.server.vector.clone(), simulation.trainer.memory.personal
+    vector, _ = run(simulation, 1)
+    rows = torch.stack(list(recorder.rows.values()))
+    assert rows.shape == (8, 296)
+    moved = np.median(rows.numpy(), axis=0)
+    np.testing.assert_allclose((vector - before)[~stays].numpy(), moved, atol=1e-12)
+
+
 def test_attackers_are_counted_and_defended_against(dataset):
     """Sign flips of 30 times the update by 2 of 10 clients: the mean is lost, the median is not."""
     attack = sign_flip(clients=[1, 5], scale=30.0)
@@ -361,6 +399,8 @@ def test_batch_norms_statistics_are_part_of_the_update(dataset):
         ({"algorithm": fedexp(), "aggregator": bulyan()}, "in the place of aggregator=bulyan"),
         ({"algorithm": qfedavg(), "aggregator": geometric_median()}, "in the place of aggregator=geometric_median"),
         ({"algorithm": fednova(), "aggregator": norm_bounding()}, "in the place of aggregator=norm_bounding"),
+        ({"algorithm": local_only(), "transforms": [clip()]}, "local_only sends nothing that could be changed"),
+        ({"algorithm": local_only(), "aggregator": median()}, "leave transforms, attack and aggregator out"),
         ({"transforms": [clip(), gaussian()], "algorithm": agnostic_fedavg()}, "where privacy has all of them count"),
         (
             {"transforms": [clip(), gaussian()], "devices": drawn, "over_selection": 1.2},
