@@ -53,6 +53,10 @@ class Wire:
             self, num_values=self.size, value_bits=self.dtype_bits, index_bytes=0, extra_bytes=0, is_factored=False
         )
 
+    def remembered(self) -> "Wire":
+        """The same elements as sums over several rounds, which no rounding before has left as levels."""
+        return replace(self, value_bits=self.dtype_bits, extra_bytes=0)
+
     @property
     def is_sparse(self) -> bool:
         return self.num_values < self.size

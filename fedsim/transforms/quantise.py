@@ -76,8 +76,7 @@ def qsgd(num_bits: int = 8, bucket_size: int | None = None) -> Transform:
         if wire.is_factored:
             raise ValueError("transforms.qsgd cannot follow low_rank, which sends factors and not elements")
         buckets = -(-wire.size // (bucket_size or wire.size))
-        extra = wire.extra_bytes + buckets * wire.dtype_bits // 8
-        return replace(wire, value_bits=num_bits, extra_bytes=extra)
+        return replace(wire, value_bits=num_bits, extra_bytes=buckets * wire.dtype_bits // 8)
 
     return Transform(name="qsgd", apply=apply, wire=wire)
 
@@ -103,6 +102,6 @@ def sign(error_feedback: bool = True) -> Transform:
     def wire(wire: Wire) -> Wire:
         if wire.is_sparse:
             raise ValueError("transforms.sign cannot follow a transform that has chosen elements: a zero has no sign")
-        return replace(wire, value_bits=1, extra_bytes=wire.extra_bytes + wire.dtype_bits // 8)
+        return replace(wire, value_bits=1, extra_bytes=wire.dtype_bits // 8)
 
     return Transform(name="sign", apply=apply, wire=wire, num_client_vectors=int(error_feedback))

@@ -59,6 +59,7 @@ def top_k(fraction: float = 0.01, error_feedback: bool = True, momentum: float =
     def wire(wire: Wire) -> Wire:
         if wire.is_sparse:
             raise ValueError("transforms.top_k cannot follow a transform that has chosen elements already")
+        wire = wire.remembered() if error_feedback else wire
         kept = num_kept(fraction, wire.size)
         index_bits = max(1, math.ceil(math.log2(wire.size)))
         indices = min(math.ceil(kept * index_bits / 8), math.ceil(wire.size / 8))
@@ -100,6 +101,7 @@ def random_k(fraction: float = 0.01, error_feedback: bool = False) -> Transform:
     def wire(wire: Wire) -> Wire:
         if wire.is_sparse:
             raise ValueError("transforms.random_k cannot follow a transform that has chosen elements already")
+        wire = wire.remembered() if error_feedback else wire
         return replace(wire, num_values=num_kept(fraction, wire.size))
 
     return Transform(name="random_k", apply=apply, wire=wire, num_client_vectors=int(error_feedback))

@@ -193,9 +193,28 @@ def test_transforms_in_a_row(num_bytes):
     assert num_bytes(1000, top_k(0.1), qsgd(4)) == 50 + 125 + 4
     assert num_bytes(1000, random_k(0.1), qsgd(4)) == 50 + 4
     assert num_bytes(1000, top_k(0.1), local_gaussian()) == 4000
+    assert num_bytes(1000, qsgd(4), top_k(0.1, error_feedback=False)) == 50 + 125 + 4
+    assert num_bytes(1000, qsgd(4), random_k(0.1)) == 50 + 4
     for later in (sign(), top_k(0.5), random_k(0.5)):
         with pytest.raises(ValueError, match="cannot follow a transform that has chosen elements"):
             num_bytes(1000, top_k(0.1), later)
+
+
+def test_what_is_remembered_is_sent_in_full(send, num_bytes):
+    """Sums over rounds that error feedback sends are no levels of one norm: 100 floats, and 1,000 bits for places."""
+    assert num_bytes(1000, qsgd(8), top_k(0.1)) == 400 + 125
+    assert num_bytes(1000, qsgd(8), random_k(0.1, error_feedback=True)) == 400
+    memory = torch.zeros(1, 1000)
+    for t in (1, 2):
+        rows = send(qsgd(4), normal(1, 1000, seed=t), round=t)
+        send(top_k(0.1), rows, memory=memory, round=t)
+    levels = memory / rows.abs()[rows != 0].min()
+    assert ((levels - levels.round()).abs() > 1e-3).any()
+
+
+def test_a_later_rounding_needs_no_number_of_an_earlier_one(num_bytes):
+    assert num_bytes(1000, qsgd(8), sign()) == 125 + 4
+    assert num_bytes(1000, qsgd(8, 10), qsgd(4)) == 500 + 4
 
 
 @pytest.mark.parametrize(
