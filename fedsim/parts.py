@@ -23,7 +23,7 @@ from fedsim.server import Server
 from fedsim.transforms import Transform
 from fedsim.transport.base import Transport
 from fedsim.uplink import Uplink
-from fedsim.vector import FlatModel
+from fedsim.vector import FlatModel, Layout
 
 
 def refuse_misfits(
@@ -119,6 +119,7 @@ def make_uplink(
             f"algorithm={algorithm.name} sends nothing that could be changed or compared: leave transforms, attack and "
             "aggregator out, or choose another algorithm"
         )
+    _refuse_statistics(layout, transforms)
     uplink = Uplink(
         transforms=[t if t.fit is None else t.fit(layout) for t in transforms],
         aggregator=aggregator,
@@ -160,6 +161,18 @@ def _refuse_numbers(algorithm: Algorithm, aggregator: Aggregator, transforms: Se
         raise ValueError(
             f"{beside}, which count as little in distances as a parameter does: choose median, trimmed_mean or mean in "
             f"the place of aggregator={aggregator.name}, or another algorithm"
+        )
+
+
+def _refuse_statistics(layout: Layout, transforms: Sequence[Transform]) -> None:
+    """Refuse running statistics where a variance may become negative, of which evaluation makes NaN."""
+    scattering = [t.name for t in transforms if t.scatters]
+    sent = [e.name for e in layout.buffers if e.stop > e.start]
+    if scattering and sent:
+        raise ValueError(
+            f"transforms=[{','.join(scattering)}] may make a running variance negative, and the model sends "
+            f"{', '.join(sent[:2])}{' ...' if len(sent) > 2 else ''}: use a model with GroupNorm, or algorithm=fedbn, "
+            "whose statistics stay with the clients"
         )
 
 

@@ -163,6 +163,8 @@ class Transform:
             server uses beside the sum. None: it uses no count.
         local_noise_multiplier: as `noise_multiplier`, of the noise on each row.
         delta: of (epsilon, delta); None: C ** -1.1 for C clients.
+        scatters: whether it may move an element further than the client has, or the other way: a running variance may
+            then become negative.
         figures: (state, sums) -> metrics of the round.
         fit: layout -> this transform for the model of that layout, where it needs to know where tensors lie; it is
             used in the place of this one. None: it does not.
@@ -180,5 +182,6 @@ class Transform:
     count_noise: Callable[[float, float], float] | None = None
     local_noise_multiplier: float = 0.0
     delta: float | None = None
+    scatters: bool = False
     figures: Callable[[State, dict[str, float]], dict[str, float]] = lambda state, sums: {}
     fit: "Callable[[Layout], Transform] | None" = None

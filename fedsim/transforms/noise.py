@@ -43,7 +43,7 @@ def gaussian(noise_multiplier: float = 1.0, delta: float | None = None) -> Trans
             )
         return mean
 
-    return Transform(name="gaussian", finish=finish, noise_multiplier=noise_multiplier, delta=delta)
+    return Transform(name="gaussian", finish=finish, noise_multiplier=noise_multiplier, delta=delta, scatters=True)
 
 
 def update_noise(noise_multiplier: float, count_noise: float | None) -> float:
@@ -99,5 +99,6 @@ def local_gaussian(max_norm: float = 1.0, noise_multiplier: float = 1.0, delta: 
         wire=wire,
         local_noise_multiplier=noise_multiplier,
         delta=delta,
+        scatters=True,
         figures=lambda state, sums: {"clipped": int(sums.get("clipped", 0))},
     )

@@ -78,7 +78,7 @@ def qsgd(num_bits: int = 8, bucket_size: int | None = None) -> Transform:
         buckets = -(-wire.size // (bucket_size or wire.size))
         return replace(wire, value_bits=num_bits, extra_bytes=buckets * wire.dtype_bits // 8)
 
-    return Transform(name="qsgd", apply=apply, wire=wire)
+    return Transform(name="qsgd", apply=apply, wire=wire, scatters=True)
 
 
 def sign(error_feedback: bool = True) -> Transform:
@@ -104,4 +104,4 @@ def sign(error_feedback: bool = True) -> Transform:
             raise ValueError("transforms.sign cannot follow a transform that has chosen elements: a zero has no sign")
         return replace(wire, value_bits=1, extra_bytes=wire.dtype_bits // 8)
 
-    return Transform(name="sign", apply=apply, wire=wire, num_client_vectors=int(error_feedback))
+    return Transform(name="sign", apply=apply, wire=wire, num_client_vectors=int(error_feedback), scatters=True)

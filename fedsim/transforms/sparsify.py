@@ -66,7 +66,8 @@ def top_k(fraction: float = 0.01, error_feedback: bool = True, momentum: float =
         return replace(wire, num_values=kept, index_bytes=indices if kept < wire.size else 0)
 
     vectors = 2 if momentum else int(error_feedback)
-    return Transform(name="top_k", apply=apply, wire=wire, num_client_vectors=vectors)
+    scatters = error_feedback and fraction < 1  # what waited for several rounds comes at once
+    return Transform(name="top_k", apply=apply, wire=wire, num_client_vectors=vectors, scatters=scatters)
 
 
 def random_k(fraction: float = 0.01, error_feedback: bool = False) -> Transform:
@@ -104,4 +105,10 @@ def random_k(fraction: float = 0.01, error_feedback: bool = False) -> Transform:
         wire = wire.remembered() if error_feedback else wire
         return replace(wire, num_values=num_kept(fraction, wire.size))
 
-    return Transform(name="random_k", apply=apply, wire=wire, num_client_vectors=int(error_feedback))
+    return Transform(
+        name="random_k",
+        apply=apply,
+        wire=wire,
+        num_client_vectors=int(error_feedback),
+        scatters=fraction < 1,
+    )
