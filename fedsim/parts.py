@@ -51,6 +51,12 @@ def refuse_misfits(
             f"server.group_rounds={server.group_rounds} needs an algorithm of rounds whose clients send their update "
             f"and nothing else; {algorithm.name} does more: set group_rounds=1"
         )
+    constant = server.schedule.kind == "constant" and not server.schedule.warmup_rounds
+    if "model" in algorithm.broadcast.values() and not constant:
+        raise ValueError(
+            f"server.schedule scales the steps of one global model, and algorithm={algorithm.name} has several: leave "
+            "it out, or use local.schedule"
+        )
     if timed and server.group_rounds > 1:
         raise ValueError(
             "devices say how long a client takes for its one round, and a client of a group has several: set "

@@ -3,8 +3,8 @@
 import pytest
 from torch import nn
 
-from fedsim.algorithms import fedbn, fedper
-from fedsim.config import LocalConfig, ServerConfig
+from fedsim.algorithms import fedbn, fedper, ifca
+from fedsim.config import LocalConfig, ScheduleConfig, ServerConfig
 from fedsim.models import logistic
 from fedsim.simulation import Simulation
 from fedsim.train.serial import SerialTrainer
@@ -52,3 +52,12 @@ def test_running_statistics_do_not_go_where_a_variance_may_become_negative(start
 @pytest.mark.parametrize("transform", [clip(), low_rank(1), top_k(0.1, error_feedback=False), random_k(1.0)])
 def test_running_statistics_go_where_they_are_not_pushed_beyond_the_clients(start, transform):
     start(normed, transforms=[transform])
+
+
+def test_the_servers_schedule_is_of_one_model(start):
+    for schedule in (ScheduleConfig(kind="step"), ScheduleConfig(warmup_rounds=1)):
+        server = ServerConfig(num_rounds=2, clients_per_round=3, schedule=schedule)
+        with pytest.raises(ValueError, match=r"and algorithm=ifca has several: leave it out, or use local\.schedule"):
+            start(algorithm=ifca(2), server=server)
+        start(algorithm=ifca(1), server=server)
+    start(algorithm=ifca(2))
