@@ -1,5 +1,6 @@
 """The parts of a run that depend on one another: what does not fit, the way of updates, and the server."""
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -18,12 +19,14 @@ from fedsim.config import LocalConfig, ServerConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.devices import Devices
 from fedsim.robust import Aggregator, mean
-from fedsim.sampling import Population, Sampler, uniform
+from fedsim.sampling import Population, Sampler, power_of_choice, uniform, weighted
 from fedsim.server import Server
 from fedsim.transforms import Transform
 from fedsim.transport.base import Transport
 from fedsim.uplink import Uplink
 from fedsim.vector import FlatModel, Layout
+
+log = logging.getLogger("fedsim")
 
 
 def refuse_misfits(
@@ -179,6 +182,30 @@ def _refuse_statistics(layout: Layout, transforms: Sequence[Transform]) -> None:
             f"transforms=[{','.join(scattering)}] may make a running variance negative, and the model sends "
             f"{', '.join(sent[:2])}{' ...' if len(sent) > 2 else ''}: use a model with GroupNorm, or algorithm=fedbn, "
             "whose statistics stay with the clients"
+        )
+
+
+def tell_biases(algorithm: Algorithm, uplink: Uplink | None, sampler: Callable[..., Sampler]) -> None:
+    """Warn of parts that work together, but to another end than each of them alone."""
+    # what clients keep has a counterpart at the server, which moves with what arrives
+    mirrored = algorithm.keeps and algorithm.server_init is not Algorithm.server_init
+    if uplink is not None and mirrored:
+        lossy = [f"transforms.{t.name}" for t in uplink.pipeline.transforms if not t.num_client_vectors]
+        lossy += [] if uplink.aggregator.rule is None else [f"aggregator={uplink.aggregator.name}"]
+        if lossy:
+            log.warning(
+                f"algorithm={algorithm.name}: clients keep what they did, and the server what came through "
+                f"{', '.join(lossy)}, so that its corrections stay biased: use transforms with error feedback and "
+                "aggregator=mean, or an algorithm that keeps no such state"
+            )
+    by_samples = algorithm.weights is None and (
+        uplink is None or not (uplink.equal_weights or uplink.aggregator.rule is not None)
+    )
+    how = getattr(sampler, "func", sampler)
+    if by_samples and how in (weighted, power_of_choice):
+        log.warning(
+            f"sampler={how.__name__} draws clients by their samples, and the mean weighs them by samples again: set "
+            "aggregator.equal_weights=true, or sampler=uniform"
         )
 
 

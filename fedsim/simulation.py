@@ -27,7 +27,7 @@ from fedsim.devices import Devices
 from fedsim.examine import Examiner, Examines
 from fedsim.initial_model import ModelFactory, build_model, draw_model
 from fedsim.memory import free_memory_bytes
-from fedsim.parts import make_server, make_uplink, poisoned, refuse_misfits
+from fedsim.parts import make_server, make_uplink, poisoned, refuse_misfits, tell_biases
 from fedsim.robust import Aggregator
 from fedsim.sampling import Population, Sampler, uniform
 from fedsim.server import Metrics, Server, refuse_half_a_round, rounds
@@ -109,6 +109,7 @@ class Simulation:
         self.uplink = make_uplink(
             self.model, algorithm, server, drawn, dataset.num_clients, aggregator, transforms, attack, seed
         )
+        tell_biases(algorithm, self.uplink, sampler)
         self.choice = trainer if isinstance(trainer, Choice) else None
         self._factory = SerialTrainer if isinstance(trainer, Auto | Choice) else trainer
         if self.choice is not None:

@@ -1,11 +1,16 @@
 """Parts that do not fit each other: refused before the first round, or told once."""
 
+import re
+from functools import partial
+
 import pytest
 from torch import nn
 
-from fedsim.algorithms import fedbn, fedper, ifca
+from fedsim.algorithms import ditto, fedbn, feddyn, fedper, ifca, scaffold
 from fedsim.config import LocalConfig, ScheduleConfig, ServerConfig
 from fedsim.models import logistic
+from fedsim.robust import mean, median
+from fedsim.sampling import power_of_choice, weighted
 from fedsim.simulation import Simulation
 from fedsim.train.serial import SerialTrainer
 from fedsim.transforms import clip, gaussian, local_gaussian, low_rank, qsgd, random_k, sign, top_k
@@ -61,3 +66,38 @@ def test_the_servers_schedule_is_of_one_model(start):
             start(algorithm=ifca(2), server=server)
         start(algorithm=ifca(1), server=server)
     start(algorithm=ifca(2))
+
+
+@pytest.mark.parametrize(
+    ("settings", "lossy"),
+    [
+        ({"transforms": [clip()]}, r"transforms\.clip,"),
+        ({"transforms": [top_k(0.1), qsgd()]}, r"transforms\.qsgd,"),
+        ({"transforms": [clip(), gaussian()]}, r"transforms\.clip, transforms\.gaussian,"),
+        ({"aggregator": median()}, "aggregator=median,"),
+        ({"transforms": [top_k(0.1)]}, None),
+        ({"transforms": [low_rank(1)], "aggregator": mean(equal_weights=True)}, None),
+        ({}, None),
+    ],
+)
+@pytest.mark.parametrize("algorithm", [scaffold, feddyn, ditto])
+def test_state_on_both_sides_of_a_lossy_uplink_is_told_once(start, caplog, algorithm, settings, lossy):
+    """Ditto's clients keep models of their own, which have no counterpart at the server."""
+    for _ in start(algorithm=algorithm(), **settings).rounds():
+        pass
+    told = [text for text in caplog.messages if "its corrections stay biased" in text]
+    assert len(told) == (lossy is not None and algorithm is not ditto)
+    assert all(re.search(f"what came through {lossy} so that", text) for text in told)
+
+
+@pytest.mark.parametrize("sampler", [weighted, partial(power_of_choice, num_candidates=4)])
+def test_samples_that_count_twice_are_told(start, caplog, sampler):
+    start(sampler=sampler)
+    start(sampler=sampler, transforms=[clip()])
+    assert sum("aggregator.equal_weights=true, or sampler=uniform" in text for text in caplog.messages) == 2
+    caplog.clear()
+    start(sampler=sampler, aggregator=mean(equal_weights=True))
+    start(sampler=sampler, algorithm=scaffold())
+    start(sampler=sampler, aggregator=median())
+    start()
+    assert not caplog.messages
