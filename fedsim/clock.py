@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fedsim.config import LocalConfig, ServerConfig
-from fedsim.devices import EQUAL, Devices, drawn, samples_trained, steps_taken
+from fedsim.devices import EQUAL, Devices, drawn, samples_trained, steps_taken, work_done
 from fedsim.sampling import cohort_size
 
 # A round that nobody reports in is tried again, so often.
@@ -54,11 +54,11 @@ class Clock:
     Attributes:
         devices: of all clients; None: nothing is known of them, so that everybody has the one of devices=equal, and
             reports.
-        work: (m,) clients -> (m,) samples that each of them computes in a round.
+        work: (m,) clients, round -> (m,) samples that each of them computes in it.
         download_bytes, upload_bytes: to and from each client in a round.
         wanted: reports that end a round; None: all.
         deadline: virtual seconds after which a round ends; None: it waits.
-        steps: (m,) clients -> (m,) int64 local steps of each of them in a round, if who would miss the deadline sends
+        steps: (m,) clients, round -> (m,) int64 local steps of each of them in it, if who would miss the deadline sends
             what it has done; None: it sends nothing.
         repeats: whether a round in which nobody reports is tried again; else it ends without a report.
         group_rounds: rounds that a group does in a round, each with its download and upload; only without devices.
@@ -66,12 +66,12 @@ class Clock:
     """
 
     devices: Devices | None
-    work: Callable[[np.ndarray], np.ndarray]
+    work: Callable[[np.ndarray, int], np.ndarray]
     download_bytes: int
     upload_bytes: int
     wanted: int | None = None
     deadline: float | None = None
-    steps: Callable[[np.ndarray], np.ndarray] | None = None
+    steps: Callable[[np.ndarray, int], np.ndarray] | None = None
     repeats: bool = True
     group_rounds: int = 1
     seconds: float = 0.0
@@ -88,7 +88,7 @@ class Clock:
         if self.devices is None:
             return self._equal(round, cohort)
         seconds, started, lost = 0.0, 0, 0
-        cohort = np.sort(cohort[self.work(cohort) > 0])
+        cohort = np.sort(cohort[self.work(cohort, round) > 0])
         if not len(cohort):  # Poisson sampling may draw nobody
             return Outcome(reported=cohort, seconds=0.0, started=0, lost=0)
         for attempt in range(_MAX_ATTEMPTS):
@@ -97,13 +97,13 @@ class Clock:
             duration = self.devices.seconds(
                 clients,
                 occasion,
-                self.work(clients),
+                self.work(clients, round),
                 download_bytes=self.download_bytes,
                 upload_bytes=self.upload_bytes,
             )
             taken = None
             if self.steps is not None:
-                taken, duration = self._cut(self.devices, clients, occasion, duration)
+                taken, duration = self._cut(self.devices, clients, self.steps(clients, round), occasion, duration)
             gives_up = self.devices.gives_up(clients, occasion)
             reports = np.isinf(gives_up)
             ends = np.where(reports, duration, duration * np.minimum(gives_up, 1))
@@ -134,28 +134,25 @@ class Clock:
 
     def _equal(self, round: int, cohort: np.ndarray) -> Outcome:
         """All report; it takes as long as the most work takes."""
-        work = self.work(cohort)
+        work = self.work(cohort, round)
         if not work.any():
             return Outcome(reported=cohort, seconds=0.0, started=0, lost=0)
-        (seconds,) = drawn(1, [""], 0, **EQUAL).seconds(
-            np.zeros(1, np.int64),
-            round,
-            work.max(keepdims=True),
-            download_bytes=self.download_bytes,
-            upload_bytes=self.upload_bytes,
-        )
+        device, seconds = drawn(1, [""], 0, **EQUAL), 0.0
+        for r in range((round - 1) * self.group_rounds + 1, round * self.group_rounds + 1):  # as in `train_group`
+            most = self.work(cohort, r).max(keepdims=True)
+            sent = {"download_bytes": self.download_bytes, "upload_bytes": self.upload_bytes}
+            seconds += float(device.seconds(np.zeros(1, np.int64), r, most, **sent)[0])
         started = int(np.count_nonzero(work))
-        return Outcome(reported=cohort, seconds=self.group_rounds * float(seconds), started=started, lost=0)
+        return Outcome(reported=cohort, seconds=seconds, started=started, lost=0)
 
     def _cut(
-        self, devices: Devices, clients: np.ndarray, occasion: int, duration: np.ndarray
+        self, devices: Devices, clients: np.ndarray, whole: np.ndarray, occasion: int, duration: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Steps that clients (m,) take, and the seconds until they report, if they stop for the deadline.
+        """Steps that clients (m,) take of `whole`, and the seconds until they report, if they stop for the deadline.
 
         A client's steps are taken to last alike. One that has not a single step done in time does not stop.
         """
         assert self.deadline is not None
-        assert self.steps is not None
         moving = devices.seconds(
             clients,
             occasion,
@@ -163,7 +160,7 @@ class Clock:
             download_bytes=self.download_bytes,
             upload_bytes=self.upload_bytes,
         )
-        whole, late = self.steps(clients), duration > self.deadline
+        late = duration > self.deadline
         done = np.zeros(len(clients))
         np.divide(whole * (self.deadline - moving), duration - moving, out=done, where=late & (duration > moving))
         stops = done >= 1
@@ -206,6 +203,7 @@ def make_clock(
     download_bytes: int,
     upload_bytes: int,
     repeats: bool = True,
+    seed: int = 0,
 ) -> Clock:
     """The clock of a run.
 
@@ -216,20 +214,27 @@ def make_clock(
         config: says when a round ends.
         download_bytes, upload_bytes: to and from each client in a round.
         repeats: see `Clock`.
+        seed: of the run, under which stragglers are drawn.
 
     Raises:
         ValueError: a round shall end early, but nobody knows how fast the clients are.
     """
     if devices is None and (config.over_selection > 1 or config.deadline is not None):
         raise ValueError("server.over_selection and server.deadline need to know how fast clients are: set devices")
+
+    def part(clients: np.ndarray, round: int) -> np.ndarray | None:
+        return work_done(clients, local, seed, round) if local.straggler_share else None
+
     return Clock(
         devices=devices,
-        work=lambda clients: samples_trained(sizes[clients], local),
+        work=lambda clients, round: samples_trained(sizes[clients], local, part(clients, round)),
         download_bytes=download_bytes,
         upload_bytes=upload_bytes,
         wanted=cohort_size(config.clients_per_round, len(sizes)) if config.over_selection > 1 else None,
         deadline=config.deadline,
-        steps=(lambda clients: steps_taken(sizes[clients], local)) if config.partial_work else None,
+        steps=(lambda clients, round: steps_taken(sizes[clients], local, part(clients, round)))
+        if config.partial_work
+        else None,
         repeats=repeats,
         group_rounds=config.group_rounds,
     )

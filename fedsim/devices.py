@@ -237,22 +237,30 @@ def trace(num_clients: int, client_ids: Sequence[str], seed: int, *, path: str, 
     )
 
 
-def samples_trained(sizes: Numbers, local: LocalConfig) -> Numbers:
-    """(m,): samples that clients of these sizes compute in a round."""
+def work_done(clients: Numbers, local: LocalConfig, seed: int, round: int) -> Numbers:
+    """(m,) int64: epochs or steps of each client; of stragglers (`local.straggler_share`) uniform in 1 ... all - 1."""
+    whole = local.num_steps or local.num_epochs
+    lots = [counter_hash(seed, "straggler", round, clients, k) / 2.0**64 for k in (0, 1)]
+    part = 1 + (lots[1] * (whole - 1)).astype(np.int64).clip(max=whole - 2)
+    return np.where(lots[0] < local.straggler_share, part, whole)
+
+
+def samples_trained(sizes: Numbers, local: LocalConfig, work: Numbers | None = None) -> Numbers:
+    """(m,): samples that clients of these sizes compute in a round; `work` (m,) is of `work_done`, None: all."""
     if local.num_steps is None:
-        return sizes * local.num_epochs
+        return sizes * (local.num_epochs if work is None else work)
     batch = sizes if local.batch_size is None else np.minimum(local.batch_size, sizes)
     batch = np.maximum(batch, 1)
-    passes, steps = np.divmod(local.num_steps, np.maximum(-(-sizes // batch), 1))
+    passes, steps = np.divmod(local.num_steps if work is None else work, np.maximum(-(-sizes // batch), 1))
     return passes * sizes + np.minimum(steps * batch, sizes)
 
 
-def steps_taken(sizes: Numbers, local: LocalConfig) -> Numbers:
-    """(m,) int64: local steps of clients of these sizes in a round."""
+def steps_taken(sizes: Numbers, local: LocalConfig, work: Numbers | None = None) -> Numbers:
+    """(m,) int64: local steps of clients of these sizes in a round; `work` as for `samples_trained`."""
     if local.num_steps is not None:
-        return np.full_like(sizes, local.num_steps)
+        return np.full_like(sizes, local.num_steps) if work is None else work
     batch = np.maximum(sizes, 1) if local.batch_size is None else local.batch_size
-    return -(-sizes // batch) * local.num_epochs
+    return -(-sizes // batch) * (local.num_epochs if work is None else work)
 
 
 def _uniform(seed: int, purpose: str, *counters: Numbers | int) -> Numbers:

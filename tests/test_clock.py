@@ -1,6 +1,7 @@
 """The clock of synchronous rounds, against schedules worked out by hand."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -16,6 +17,7 @@ from fedsim.config import LocalConfig, ServerConfig
 from fedsim.devices import Devices, drawn
 from fedsim.models import logistic
 from fedsim.sampling import Population, uniform
+from fedsim.train.plan import make_plan
 from fedsim.train.serial import SerialTrainer
 from fedsim.train.vectorized import VectorizedTrainer
 from fedsim.transforms import qsgd
@@ -34,9 +36,9 @@ def fixed(seconds: list[float], *, availability: float = 1.0, dropout: list[floa
     )
 
 
-def of(numbers: list[int]) -> Callable[[np.ndarray], np.ndarray]:
-    """Clients -> their numbers."""
-    return np.array(numbers).__getitem__
+def of(numbers: list[int]) -> Callable[[np.ndarray, int], np.ndarray]:
+    """Clients -> their numbers, in any round."""
+    return lambda clients, round: np.array(numbers)[clients]
 
 
 def clock(seconds: list[float], *, work: list[int] | None = None, **settings) -> Clock:
@@ -95,6 +97,31 @@ def test_sending_takes_its_time_from_the_work_before_the_deadline():
     c = Clock(devices=devices, work=of([2]), download_bytes=100, upload_bytes=10, deadline=2.5, steps=of([8]))
     outcome = c.round(1, np.arange(1))
     assert (outcome.max_steps.tolist(), outcome.seconds) == ([4], 2.5)
+
+
+def test_a_straggler_takes_the_time_of_what_it_does(make_dataset):
+    """Ten epochs of ten samples, a sample a second: who does e epochs reports after 10 e seconds, and after a deadline
+    of 50 seconds only who does more is late."""
+    settings = {
+        "local": LocalConfig(num_epochs=10, straggler_share=0.7),
+        "devices": partial(drawn, samples_per_second=1.0),
+        "trainer": SerialTrainer,
+        "device": "cpu",
+    }
+    dataset = make_dataset([10] * 8)
+    server = ServerConfig(num_rounds=6, clients_per_round=8, evaluate_every=0)
+    simulation = fedsim.Simulation(dataset, logistic, server=server, **settings)
+    for metrics in simulation.rounds():
+        plan = make_plan(dataset.train, np.arange(8), settings["local"], seed=0, round=metrics["round"])
+        assert simulation.server.clock.round(metrics["round"], plan.clients[:1]).seconds == 10 * plan.steps[0]
+    simulation = fedsim.Simulation(dataset, logistic, server=replace(server, deadline=50), **settings)
+    for metrics in simulation.rounds():
+        plan = make_plan(dataset.train, np.arange(8), settings["local"], seed=0, round=metrics["round"])
+        assert metrics["clients"] == (plan.steps <= 5).sum()
+    partial_work = replace(server, deadline=50, partial_work=True)
+    for metrics in fedsim.Simulation(dataset, logistic, server=partial_work, **settings).rounds():
+        plan = make_plan(dataset.train, np.arange(8), settings["local"], seed=0, round=metrics["round"])
+        assert metrics["samples"] == 10 * plan.steps.clip(max=5).sum()
 
 
 def test_lost_clients_are_not_waited_for():

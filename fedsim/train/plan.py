@@ -12,6 +12,7 @@ import numpy as np
 
 from fedsim.config import LocalConfig
 from fedsim.data.federated import Split
+from fedsim.devices import work_done
 from fedsim.rng import counter_hash, extend_hash
 
 # Samples sorted at once, or one client: few enough to stay in the processor's cache.
@@ -90,7 +91,7 @@ def make_plan(
     if prelude:
         steps = steps_per_epoch
     elif local.straggler_share:
-        work = _work(cohort, local.num_steps or local.num_epochs, local.straggler_share, seed, round)
+        work = work_done(cohort, local, seed, round)
         steps = work * steps_per_epoch if local.num_steps is None else work
     if max_steps is not None:
         steps = np.minimum(steps, max_steps[longest_first])
@@ -162,12 +163,6 @@ def busy_slots(steps: np.ndarray, num_slots: int) -> np.ndarray:
     np.add.at(changes, start, 1)
     np.add.at(changes, start + steps, -1)
     return np.cumsum(changes)[:-1]
-
-
-def _work(cohort: np.ndarray, whole: int, straggler_share: float, seed: int, round: int) -> np.ndarray:
-    """(m,) int64: epochs or steps of each client, `whole` or, for stragglers, uniform in 1 ... whole - 1."""
-    lots = [counter_hash(seed, "straggler", round, cohort, k) / 2.0**64 for k in (0, 1)]
-    return np.where(lots[0] < straggler_share, 1 + (lots[1] * (whole - 1)).astype(np.int64).clip(max=whole - 2), whole)
 
 
 def _count_up(lengths: np.ndarray) -> np.ndarray:
