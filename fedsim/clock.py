@@ -60,6 +60,8 @@ class Clock:
         deadline: virtual seconds after which a round ends; None: it waits.
         steps: (m,) clients, round -> (m,) int64 local steps of each of them in it, if who would miss the deadline sends
             what it has done; None: it sends nothing.
+        before: (m,) clients -> (m,) samples of the pass that goes before (`Algorithm.prelude`), a trip of its own whose
+            bytes are in those above; None: there is none.
         repeats: whether a round in which nobody reports is tried again; else it ends without a report.
         group_rounds: rounds that a group does in a round, each with its download and upload; only without devices.
         seconds: virtual time so far; the only thing that changes, and part of checkpoints.
@@ -72,6 +74,7 @@ class Clock:
     wanted: int | None = None
     deadline: float | None = None
     steps: Callable[[np.ndarray, int], np.ndarray] | None = None
+    before: Callable[[np.ndarray], np.ndarray] | None = None
     repeats: bool = True
     group_rounds: int = 1
     seconds: float = 0.0
@@ -94,13 +97,7 @@ class Clock:
         for attempt in range(_MAX_ATTEMPTS):
             occasion = round + (attempt << 32)
             clients = cohort[self.devices.available(cohort, occasion)]
-            duration = self.devices.seconds(
-                clients,
-                occasion,
-                self.work(clients, round),
-                download_bytes=self.download_bytes,
-                upload_bytes=self.upload_bytes,
-            )
+            duration = self._seconds(self.devices, clients, occasion, self.work(clients, round), clients)
             taken = None
             if self.steps is not None:
                 taken, duration = self._cut(self.devices, clients, self.steps(clients, round), occasion, duration)
@@ -139,11 +136,23 @@ class Clock:
             return Outcome(reported=cohort, seconds=0.0, started=0, lost=0)
         device, seconds = drawn(1, [""], 0, **EQUAL), 0.0
         for r in range((round - 1) * self.group_rounds + 1, round * self.group_rounds + 1):  # as in `train_group`
-            most = self.work(cohort, r).max(keepdims=True)
-            sent = {"download_bytes": self.download_bytes, "upload_bytes": self.upload_bytes}
-            seconds += float(device.seconds(np.zeros(1, np.int64), r, most, **sent)[0])
+            most = cohort[[self.work(cohort, r).argmax()]]
+            seconds += float(self._seconds(device, np.zeros(1, np.int64), r, self.work(most, r), most)[0])
         started = int(np.count_nonzero(work))
         return Outcome(reported=cohort, seconds=seconds, started=started, lost=0)
+
+    def _seconds(
+        self, devices: Devices, places: np.ndarray, occasion: int, samples: np.ndarray, clients: np.ndarray
+    ) -> np.ndarray:
+        """(m,): how long clients take on the devices `places` (m,) for these samples, and for the pass before them."""
+        return devices.seconds(
+            places,
+            occasion,
+            samples if self.before is None else samples + self.before(clients),
+            download_bytes=self.download_bytes,
+            upload_bytes=self.upload_bytes,
+            num_trips=1 if self.before is None else 2,
+        )
 
     def _cut(
         self, devices: Devices, clients: np.ndarray, whole: np.ndarray, occasion: int, duration: np.ndarray
@@ -153,13 +162,7 @@ class Clock:
         A client's steps are taken to last alike. One that has not a single step done in time does not stop.
         """
         assert self.deadline is not None
-        moving = devices.seconds(
-            clients,
-            occasion,
-            np.zeros(len(clients)),
-            download_bytes=self.download_bytes,
-            upload_bytes=self.upload_bytes,
-        )
+        moving = self._seconds(devices, clients, occasion, np.zeros(len(clients)), clients)
         late = duration > self.deadline
         done = np.zeros(len(clients))
         np.divide(whole * (self.deadline - moving), duration - moving, out=done, where=late & (duration > moving))
@@ -202,6 +205,7 @@ def make_clock(
     *,
     download_bytes: int,
     upload_bytes: int,
+    prelude: bool = False,
     repeats: bool = True,
     seed: int = 0,
 ) -> Clock:
@@ -213,6 +217,7 @@ def make_clock(
         local: says how many of them a round computes.
         config: says when a round ends.
         download_bytes, upload_bytes: to and from each client in a round.
+        prelude: whether a pass over the clients' samples goes before each round.
         repeats: see `Clock`.
         seed: of the run, under which stragglers are drawn.
 
@@ -235,6 +240,7 @@ def make_clock(
         steps=(lambda clients, round: steps_taken(sizes[clients], local, part(clients, round)))
         if config.partial_work
         else None,
+        before=(lambda clients: sizes[clients]) if prelude else None,
         repeats=repeats,
         group_rounds=config.group_rounds,
     )

@@ -100,7 +100,14 @@ class Devices:
             raise ValueError(f"devices.jitter must not be negative, got {self.jitter}")
 
     def seconds(
-        self, clients: Numbers, round: int, samples: Numbers, *, download_bytes: int, upload_bytes: int
+        self,
+        clients: Numbers,
+        round: int,
+        samples: Numbers,
+        *,
+        download_bytes: int,
+        upload_bytes: int,
+        num_trips: int = 1,
     ) -> Numbers:
         """(m,): from the server's request to the whole update at the server.
 
@@ -109,12 +116,13 @@ class Devices:
             round: for the jitter.
             samples: (m,) samples that each one computes, epochs counted.
             download_bytes, upload_bytes: to and from each client.
+            num_trips: ways down and up that the bytes are divided among.
         """
         training = samples / self.samples_per_second[clients]
         if self.jitter:
             training = training * np.exp(self.jitter * _normal(self._uniform("jitter", clients, round)))
         transfer = download_bytes / self.download[clients] + upload_bytes / self.upload[clients]
-        return 2 * self.latency[clients] + transfer + training
+        return 2 * num_trips * self.latency[clients] + transfer + training
 
     def available(self, clients: Numbers, round: int) -> Numbers:
         """(m,) bool: who can start when asked in this round."""

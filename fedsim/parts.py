@@ -258,7 +258,8 @@ def make_server(
         return AsyncServer(vector, model.num_parameters, sizes, arrivals=arrivals, **common)
     # privately nobody may come: where one client decides that all are asked again, it changes more than its own update
     repeats = uplink is None or not uplink.private
-    clock = make_clock(devices, sizes, local, server, repeats=repeats, seed=seed, **timed)
+    prelude = algorithm.prelude is not None
+    clock = make_clock(devices, sizes, local, server, prelude=prelude, repeats=repeats, seed=seed, **timed)
     return Server(
         vector,
         model.num_parameters,

@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import fedsim
-from fedsim.algorithms import fednova
+from fedsim.algorithms import fednova, mimelite
 from fedsim.cli import conf_dir
 from fedsim.clock import Clock, clients_asked
 from fedsim.config import LocalConfig, ServerConfig
@@ -122,6 +122,23 @@ def test_a_straggler_takes_the_time_of_what_it_does(make_dataset):
     for metrics in fedsim.Simulation(dataset, logistic, server=partial_work, **settings).rounds():
         plan = make_plan(dataset.train, np.arange(8), settings["local"], seed=0, round=metrics["round"])
         assert metrics["samples"] == 10 * plan.steps.clip(max=5).sum()
+
+
+def test_the_pass_before_a_round_takes_its_time(make_dataset):
+    """Mime's clients: 4 latencies of half a second, their 10 or 20 samples for the full gradient, and those again."""
+    settings = {
+        "algorithm": mimelite(),
+        "devices": partial(drawn, samples_per_second=1.0, latency=0.5),
+        "sampler": lambda population, count: lambda seed, round: np.array([round - 1]),
+        "trainer": SerialTrainer,
+        "device": "cpu",
+    }
+    for more, expected in (({}, [22.0, 42.0]), ({"deadline": 35.0, "partial_work": True}, [22.0, 35.0])):
+        server = ServerConfig(num_rounds=2, clients_per_round=1, evaluate_every=0, **more)
+        simulation = fedsim.Simulation(make_dataset([10, 20]), logistic, server=server, **settings)
+        found = list(simulation.rounds())
+        assert np.diff([0.0, *(m["virtual_seconds"] for m in found)]).tolist() == expected
+    assert found[-1]["samples"] == 10, "after 22 s there are 13 s for two steps of 10 samples"
 
 
 def test_lost_clients_are_not_waited_for():
