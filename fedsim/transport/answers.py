@@ -15,6 +15,8 @@ class Unwanted(Exception):
 def answer(message: Message, share: Share | None, size: int | None) -> PartialAverage:
     """What a child has sent for the share that it was given; `size`: elements of the total, if it is known.
 
+    A failure that is the node's own is noted in the share.
+
     Raises:
         ValueError: it would happen anywhere: a client that is not finite.
         Unwanted: that is no result.
@@ -23,6 +25,8 @@ def answer(message: Message, share: Share | None, size: int | None) -> PartialAv
         raise Unwanted(f"it answered {message.kind!r} to nothing that was asked")
     if message.kind == "failed" and message.fields.get("blame") == "run":
         raise ValueError(str(message.fields.get("reason")))
+    if message.kind == "failed":
+        share.failures.append(str(message.fields.get("reason")))
     if message.kind != "result":
         raise Unwanted(str(message.fields.get("reason", f"it sent {message.kind!r}")))
     try:

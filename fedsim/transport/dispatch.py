@@ -2,7 +2,8 @@
 
 A worker that has nothing to do is sent one client, with the model of that moment, and its update is there when it is
 done. A client whose worker is gone, or takes too long (as a share of a round does), is given to another worker with the
-model that it was first sent: its update is the same, and only older when it comes.
+model that it was first sent: its update is the same, and only older when it comes. One at which two workers have failed
+is trained here, where its error is seen.
 """
 
 import logging
@@ -89,8 +90,10 @@ class Dispatch:
         """
         self._hand_out(make_job)
         if not self.done:
-            if (self.waiting or self.running) and all(self._late(share) for share in self.running.values()):
-                self._train_here(make_job)  # there is nobody, or nobody who could be hoped for
+            hopeless = bool(self.waiting) and self.waiting[0].hopeless
+            nobody = (self.waiting or self.running) and all(self._late(share) for share in self.running.values())
+            if hopeless or nobody:  # who could be hoped for
+                self._train_here(make_job)
             else:
                 self._listen(_POLL)
         found = self.done.popleft() if self.done else None
@@ -124,11 +127,11 @@ class Dispatch:
         for number, share in list(self.running.items()):
             share.holders = [h for h in share.holders if h in self.star.children and h.share is share]
             if not share.holders:
-                self.waiting.insert(0, Share(job=self.running.pop(number).job))
+                self.waiting.insert(0, Share(job=self.running.pop(number).job, failures=share.failures))
                 self.lost += 1
         for child in self._idle():
             late = [s for s in self.running.values() if len(s.holders) == 1 and self._late(s)]
-            if self.waiting:
+            if self.waiting and not self.waiting[0].hopeless:
                 self._give(child, self.waiting[0], make_job)
                 del self.waiting[0]
             elif late:
@@ -175,6 +178,7 @@ class Dispatch:
         client, version = _task(share)
         if not self.alone:  # once, and not for every client
             why = "none answers in time" if self.star.children else "no worker is left"
+            why = f"{len(share.failures)} workers failed at client {client}" if share.hopeless else why
             log.warning(f"{why}, the server trains clients itself")
         self.alone = True
         begin = time.monotonic()

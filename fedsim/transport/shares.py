@@ -2,8 +2,9 @@
 
 A share is lost when its node is gone; its clients are then divided again among the nodes that have nothing to do, or
 trained here. A share that takes too long is given to another node as well, and the first answer counts. Neither shows
-in the result: a client's update does not depend on who computes it, and the sum of updates not on their order. What
-clients keep goes with their share and comes back with its result (`fedsim.transport.carry`).
+in the result: a client's update does not depend on who computes it, and the sum of updates not on their order. A share
+in which two nodes have failed would fail anywhere: it is trained here, where its error is seen, or, on a scheduler, the
+failure goes up. What clients keep goes with their share and comes back with its result (`fedsim.transport.carry`).
 """
 
 import logging
@@ -30,6 +31,7 @@ log = logging.getLogger("fedsim")
 
 _POLL = 0.25  # seconds between looks for shares that take too long
 _MIN_SLOW = 1.0  # seconds: below, nothing is called slow
+_MOST_FAILURES = 2  # of nodes that trained a share, before it is the share that is blamed
 _OWN_PIECES = 8  # what nobody else can train is trained here in pieces, so that whoever joins meanwhile gets some
 
 
@@ -75,11 +77,18 @@ class Share:
         job: what is trained.
         number: of this share in the run.
         holders: who trains it.
+        failures: what nodes that could not train its clients gave as the reason; a node that was lost gives none.
     """
 
     job: Job
     number: int = -1
     holders: list[Child] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether no other node should try it."""
+        return len(self.failures) >= _MOST_FAILURES
 
     @property
     def work(self) -> float:
@@ -125,6 +134,9 @@ class Round:
                 self._next(0)
             before |= {child: (0, 0) for child in star.children if child not in before}
             self._recall()
+            if any(share.hopeless for share in self.waiting):
+                self._train_here()
+                continue
             self._hand_out()
             if not (self.waiting or self.running):
                 break
@@ -151,7 +163,7 @@ class Round:
         for number, share in list(self.running.items()):
             share.holders = [h for h in share.holders if h in self.star.children and h.share is share]
             if not share.holders:
-                self.waiting.append(Share(job=self.running.pop(number).job))
+                self.waiting.append(Share(job=self.running.pop(number).job, failures=share.failures))
 
     def _hand_out(self) -> None:
         idle = [c for c in self.star.children if c.share is None and c.workers > 0]
@@ -166,12 +178,15 @@ class Round:
                 self.waiting = [s for s in self.waiting if all(s is not taken for _, taken in chosen)]
             else:
                 whole = _joined(s.job for s in self.waiting)
+                failures = max((s.failures for s in self.waiting), key=len)
                 parts = [self._fitting(part, whole.sizes) for part in divide(whole.sizes, speeds)]
                 left = np.ones(len(whole.cohort), bool)
                 left[np.concatenate(parts)] = False
-                self.waiting = [Share(job=whole.part(left))] if left.any() else []
+                self.waiting = [Share(job=whole.part(left), failures=failures)] if left.any() else []
                 chosen = [
-                    (child, Share(job=whole.part(part))) for child, part in zip(idle, parts, strict=True) if len(part)
+                    (child, Share(job=whole.part(part), failures=list(failures)))
+                    for child, part in zip(idle, parts, strict=True)
+                    if len(part)
                 ]
             for child, share in chosen:
                 self._give(child, share)
@@ -222,7 +237,9 @@ class Round:
         elif message.kind == "declined":
             child.workers = 0
         else:
-            self.star.drop(child, str(message.fields.get("reason", f"it sent {message.kind!r}")))
+            reason = str(message.fields.get("reason", f"it sent {message.kind!r}"))
+            share.failures.append(reason)
+            self.star.drop(child, reason)
 
     def _usual_speed(self) -> float | None:
         known = [c.speed for c in self.star.children if c.speed is not None]
@@ -236,19 +253,23 @@ class Round:
 
     def _train_here(self) -> None:
         own = self.star.own
+        self.waiting.sort(key=lambda share: share.hopeless)  # the last one is trained
         if own is None:
+            if self.waiting and self.waiting[-1].hopeless:
+                raise RuntimeError(self.waiting[-1].failures[-1])
             raise NoWorkers("no worker is left below this node")
         if self.waiting:
             share = self.waiting.pop()
             if share.job.group_rounds == 1 and len(share.job.cohort) > 1:
                 pieces = divide(share.job.sizes, [1.0] * _OWN_PIECES)
                 rest = np.setdiff1d(np.arange(len(share.job.cohort)), pieces[0])
-                self.waiting.append(Share(job=share.job.part(rest)))
-                share = Share(job=share.job.part(pieces[0]))
+                self.waiting.append(replace(share, job=share.job.part(rest)))
+                share = replace(share, job=share.job.part(pieces[0]))
         else:
             share = self.running.pop(min(self.running))
         if not self.alone:  # once a round
-            why = "no worker is left" if not self.star.children else "none answers in time"
+            why = "none answers in time" if self.star.children else "no worker is left"
+            why = f"{_MOST_FAILURES} workers failed in the same share" if share.hopeless else why
             log.warning(f"round {share.job.round}: {why}, the server trains clients itself")
         self.alone = True
         partial = own.run_round(replace(share.job, broadcast=self.vector))

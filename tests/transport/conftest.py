@@ -199,6 +199,28 @@ def net(make_dataset) -> Iterator[Net]:
 
 
 @pytest.fixture
+def failing() -> Callable[[Callable[[], Star]], Callable[..., None]]:
+    """What raises a RuntimeError in either of a star's two workers, but only while the other is there to try again."""
+
+    def make(star: Callable[[], Star]) -> Callable[..., None]:
+        lock, failures = threading.Lock(), list[float]()
+
+        def fail(job: object) -> None:
+            with lock:
+                time.sleep(0.3)  # until the one before is dropped
+                failures.append(time.monotonic())
+                while len(star().children) < 2 and time.monotonic() - failures[-1] < 3:
+                    time.sleep(0.01)
+            if len(failures) > 8:
+                raise ValueError("it never ends")
+            raise RuntimeError("the step is broken")
+
+        return fail
+
+    return make
+
+
+@pytest.fixture
 def eventually() -> Callable[[Callable[[], object]], None]:
     """Waits until something is true."""
 

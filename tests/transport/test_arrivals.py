@@ -292,6 +292,21 @@ def test_a_client_that_is_not_finite_ends_the_run_as_in_one_process(net):
         net.run(simulation)
 
 
+def test_a_client_that_fails_everywhere_ends_the_run_with_its_error(net, failing):
+    net.algorithm, net.expected = fedasync, 2
+    simulation = net.simulation(net.star, clients_per_round=2)
+    fail = failing(lambda: net.stars[0])
+    for _ in range(2):
+        net.worker(net.stars[0].address, wrap=lambda own: Through(own, fail))
+
+    def here(job):
+        raise RuntimeError("it is broken here too")
+
+    simulation.transport.own.run_round = here
+    with pytest.raises(RuntimeError, match="it is broken here too"):
+        net.run(simulation)
+
+
 def test_an_answer_that_is_no_update_ends_a_link_and_not_the_run(net, caplog):
     net.algorithm, net.expected = fedasync, 2
     simulation = net.simulation(net.star, num_rounds=6, clients_per_round=2)

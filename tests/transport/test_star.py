@@ -204,6 +204,23 @@ def test_a_worker_whose_device_fails_is_replaced(net, caplog):
     assert "lost w0: RuntimeError: CUDA out of memory" in caplog.text
 
 
+@pytest.mark.parametrize("tree", [False, True])
+def test_a_share_that_fails_everywhere_ends_the_run_with_its_error(net, failing, tree):
+    simulation = net.simulation(net.star)
+    net.expected = 2
+    scheduler, address = net.scheduler(net.stars[0].address) if tree else (net, net.stars[0].address)
+    fail = failing(lambda: scheduler.star if tree else net.stars[0])
+    for _ in range(2):
+        net.worker(address, wrap=lambda own: Dying(own, lambda job: True, lambda: fail(None)))
+
+    def here(job):
+        raise RuntimeError("it is broken here too")
+
+    net.stars[0].own.run_round = here
+    with pytest.raises(RuntimeError, match="it is broken here too"):
+        net.run(simulation)
+
+
 def test_the_children_of_a_dead_scheduler_go_to_the_server(net, eventually):
     simulation = net.simulation(net.star, num_rounds=5)
     star = simulation.transport
