@@ -77,7 +77,7 @@ class Scheduler:
         def ready() -> dict[str, Any]:
             return {"role": "scheduler", "workers": star.num_workers}
 
-        return Built(transport=star, device=torch.device("cpu"), ready=ready, idle=idle)
+        return Built(transport=star, device=torch.device("cpu"), ready=ready, idle=idle, abandon=star.abandon)
 
     def _tell(self, num_workers: int) -> None:
         if self.worker.link is not None:

@@ -154,6 +154,16 @@ class Star:
             link.join()
         self.children.clear()
 
+    def abandon(self) -> None:
+        """End without a word: the run goes on, and the children turn to the other addresses that they know."""
+        self.door.close()
+        with self.lock:
+            links, self.links = self.links, []
+        for link in links:
+            link.abort()
+            link.join()
+        self.children.clear()
+
     def _admit(self, link: Link, about: dict[str, Any]) -> None:
         """The connection check: nothing is trained before both sides agree on what."""
         with self.lock:

@@ -35,6 +35,7 @@ class Built:
         ready: what it tells the parent: config_hash, dataset and layout of a worker, role and workers of a scheduler.
         idle: called a few times a second while there is nothing to do.
         handlers: what answers messages of other kinds; None: no answer.
+        abandon: ends it where this node ends but not the run; None: as `transport.close`.
     """
 
     transport: Transport
@@ -42,6 +43,7 @@ class Built:
     ready: Callable[[], dict[str, Any]]
     idle: Callable[[], None] | None = None
     handlers: Mapping[str, Callable[[Message], Message | None]] = field(default_factory=dict)
+    abandon: Callable[[], None] | None = None
 
 
 class Worker:
@@ -83,20 +85,22 @@ class Worker:
             Refused: the parent does not want this node.
             Unreachable: no parent for `join_seconds`.
         """
+        ended = False
         try:
-            while True:
+            while not ended:
                 self.link = self._join()
                 reason = self._serve(self.link)
                 self.link.abort()
-                if reason is None:
-                    return
-                log.warning(f"lost {self.link.name}: {reason}; joining again")
+                ended = reason is None
+                if not ended:
+                    log.warning(f"lost {self.link.name}: {reason}; joining again")
         finally:
             if self.link is not None:
                 self.link.abort()
                 self.link.join()
             if self.built is not None:
-                self.built[1].transport.close()
+                built = self.built[1]
+                (built.transport.close if ended or built.abandon is None else built.abandon)()
 
     def _join(self) -> Link:
         begin = time.monotonic()
