@@ -75,13 +75,14 @@ def _record(
         simulation.use(Choice(**begun, reason="as begun"))
     server, num_rounds = simulation.server, simulation.config.num_rounds
     states = simulation.client_states
-    for name, state in states.items():
+    for state in states.values():
         if checkpoint.every or checkpoint.resume is not None:
             state.locate(directory / "client_state")
-        state.require_room(_expected_rows(simulation, name))
     if checkpoint.resume is not None:
         device = str(server.vector.device)
         simulation.restore(Checkpoint.load(directory, device), config)
+    for name, state in states.items():  # now that it is known what lies on the disk
+        state.require_room(_expected_rows(simulation, name))
     needed = simulation.footprint()
     log.info(f"a round is predicted to peak at {needed}")
     files = RunDirectory(directory, keep_rounds=server.round)

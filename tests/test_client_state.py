@@ -286,6 +286,20 @@ def test_a_run_that_the_disk_cannot_hold_is_refused_before_it_starts(make_datase
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+def test_a_run_goes_on_where_the_disk_already_holds_its_rows(make_dataset, tmp_path, monkeypatch):
+    def run(rounds: int, **checkpoint) -> None:
+        server = ServerConfig(num_rounds=rounds, clients_per_round=3)
+        simulation = Simulation(
+            make_dataset([9] * 8), logistic, algorithm=drifting(), server=server, trainer=SerialTrainer, device="cpu"
+        )
+        record(simulation, tmp_path / "run", config={"a": 1}, checkpoint=CheckpointConfig(**checkpoint))
+
+    run(8, every=4)
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(1 << 40, 1 << 40, (1 << 28) + 5 * 52 * 4))
+    run(9, every=4, resume=str(tmp_path / "run"))  # 8 rows in all
+
+
 WRITER = """
     import sys
     from pathlib import Path
