@@ -118,6 +118,20 @@ def test_a_resume_takes_the_trainer_that_was_begun_with_and_what_its_clients_kee
     assert resumed.trainer.num_slots == 2
 
 
+def test_a_run_that_goes_on_has_not_ended(make_dataset, tmp_path):
+    """Else a sweep or a report would take it for finished when it is killed."""
+    dataset, outcome = make_dataset([9] * 6), {"summary.json", "clients.csv", "model.safetensors"}
+    run(simulation(dataset, scaffold()), tmp_path, every=3)
+    run(simulation(dataset, scaffold()), tmp_path, every=3, resume=str(tmp_path))  # there is nothing to do
+    assert outcome <= {path.name for path in tmp_path.iterdir()}
+    longer = simulation(dataset, scaffold())
+    longer.config = replace(longer.config, num_rounds=ROUNDS + 3)
+    break_off(longer, "server_step", round=ROUNDS + 2)
+    with pytest.raises(KeyboardInterrupt):
+        run(longer, tmp_path, every=0, resume=str(tmp_path))
+    assert not outcome & {path.name for path in tmp_path.iterdir()}
+
+
 def test_a_run_that_begins_anew_leaves_nothing_of_the_one_before(make_dataset, tmp_path):
     """Else a resume would join the checkpoint of one run to the rows of another."""
     dataset, directory = make_dataset([9] * 6), tmp_path / "run"

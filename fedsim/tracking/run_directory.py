@@ -63,6 +63,11 @@ class RunDirectory:
             raise ValueError(f"cannot write to the run directory {path} ({error}); set hydra.run.dir") from error
         self.columns = set().union(*self.rows)
 
+    def forget_outcome(self) -> None:
+        """Remove what says that the run has ended: a shorter one had, and this one goes on."""
+        for name in ("summary.json", "clients.csv", "model.safetensors"):
+            (self.path / name).unlink(missing_ok=True)
+
     def log(self, metrics: dict[str, Any]) -> None:
         """Append a round to metrics.jsonl and metrics.csv."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
