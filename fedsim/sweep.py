@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedsim.config import CheckpointConfig, ServerConfig
 from fedsim.files import CHECKPOINT, holds_run
+from fedsim.tracking.readback import read_metrics
 from fedsim.tracking.terminal import drawn
 
 _TOLD = ".told"  # in a sweep's folder: a mark for each line that all jobs would tell
@@ -55,12 +56,13 @@ def job_checkpoint(directory: Path, checkpoint: CheckpointConfig, comparable: di
 
 
 def finished(directory: Path, server: ServerConfig) -> dict[str, Any] | None:
-    """summary.json of a job that is as long as `server` asks for, or ended early; None: something is missing."""
+    """summary.json of a job that is as long as `server` asks for, or ends early; None: something is missing."""
     file = directory / "summary.json"
     if not file.exists():
         return None
     summary = json.loads(file.read_text(encoding="utf-8"))
-    early = server.stops_early and summary.get("stopped") is not None
+    accuracies = [row["test_accuracy"] for row in read_metrics(directory) if "test_accuracy" in row]
+    early = server.stop(accuracies) is not None
     return summary if early or summary["rounds"] >= server.num_rounds else None
 
 

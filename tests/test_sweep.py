@@ -76,6 +76,17 @@ def test_an_interrupted_sweep_continues_with_only_what_is_missing(fedsim, tmp_pa
     assert "differs in seed: give the sweep's values in the order they had" in reordered.err
 
 
+def test_a_job_that_met_an_easier_target_goes_on_with_a_harder_one(fedsim, tmp_path):
+    def sweep(*more: str) -> tuple[int, bool]:
+        done = fedsim(*SWEEP, "seed=1", "hydra.sweep.dir=sweep", *more)
+        assert done.code == 0, done.err
+        return summary(tmp_path / "sweep" / "0")["rounds"], "has finished before" in done.err
+
+    assert sweep("server.stop_at_accuracy=0.001") == (1, False)
+    assert sweep("server.stop_at_accuracy=0.0015", "checkpoint.resume=sweep") == (1, True)
+    assert sweep("server.stop_at_accuracy=1", "checkpoint.resume=sweep") == (3, False)
+
+
 def test_a_mistake_in_one_job_is_told_and_the_others_run(fedsim, tmp_path):
     done = fedsim(*SWEEP, "local.learning_rate=-1,0.02", "hydra.sweep.dir=sweep")
     assert done.code == 1
