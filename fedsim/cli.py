@@ -28,7 +28,7 @@ from fedsim.choices import keep_own_options
 from fedsim.compose import conf_dir, plain_values, schema, validated
 from fedsim.config import Config
 from fedsim.explain import explain
-from fedsim.files import CHECKPOINT, holds_run
+from fedsim.files import CHECKPOINT, holds_run, in_use
 from fedsim.signals import ends_at_a_signal, exit_code
 
 log = logging.getLogger("fedsim")
@@ -167,7 +167,11 @@ def _run(cfg: DictConfig) -> float | None:
         _node(config, plain, place)
         return None
     directory = Path(HydraConfig.get().runtime.output_dir)
+    with in_use(directory):
+        return _simulate(config, plain, place, directory)
 
+
+def _simulate(config: Config, plain: dict[str, Any], place: Any, directory: Path) -> float | None:
     from hydra.utils import instantiate
 
     checkpoint = importlib.import_module("fedsim.checkpoint")
@@ -214,7 +218,6 @@ def _run(cfg: DictConfig) -> float | None:
                 threads = f"{row['num_threads']} thread{'s' * (row['num_threads'] != 1)}"
                 cost = f"{row['round_seconds']:.3g} s and {row['round_mib']:,.0f} MiB a round"
                 log.info(f"  {row['trainer']}, {threads}: {cost}")
-        directory.mkdir(parents=True, exist_ok=True)
         summary = recording.record(
             simulation,
             directory,

@@ -1,10 +1,16 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and a directory that one run has for itself."""
 
+import contextlib
+import importlib
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+log = logging.getLogger("fedsim")
+
 CHECKPOINT = "checkpoint.safetensors"
+_LOCK = ".lock"
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -39,6 +45,33 @@ def _umask() -> int:
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
+
+
+@contextlib.contextmanager
+def in_use(directory: Path) -> Iterator[None]:
+    """Keep other runs out of `directory` as long as this process, and none that it starts, is in here.
+
+    What killed runs have left half-written is removed. Where the system or the file system has no locks, nobody is kept
+    out and nothing is removed.
+
+    Raises:
+        ValueError: another run is in there.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / _LOCK).open("ab") as file:  # closed in processes that are started meanwhile; never removed, for
+        try:  # else two runs could lock two files of this name
+            fcntl = importlib.import_module("fcntl")
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{directory} is in use by another run; give another hydra.run.dir, or wait for its end"
+            ) from None
+        except (ImportError, OSError) as error:
+            log.debug(f"{directory} cannot be locked ({error})")
+        else:
+            for left in directory.glob(".*.tmp"):
+                left.unlink(missing_ok=True)
+        yield
 
 
 def holds_run(directory: Path) -> bool:
