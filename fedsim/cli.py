@@ -162,7 +162,8 @@ def _run(cfg: DictConfig) -> float | None:
     config = validated(cfg)
     plain = plain_values(cfg)
     place_module = importlib.import_module("fedsim.transport.place")
-    place = place_module.find_place(config.role, config.transport, silo="num_processes" in config.trainer)
+    job = HydraConfig.get().job.num if HydraConfig.get().mode == RunMode.MULTIRUN else 0
+    place = place_module.find_place(config.role, config.transport, silo="num_processes" in config.trainer, job=job)
     if place.role in ("worker", "scheduler", "member"):
         _node(config, plain, place)
         return None

@@ -9,7 +9,6 @@ from datetime import timedelta
 from fedsim.config import TransportConfig
 
 _LOOPBACK = "127.0.0.1:0"
-_KEY = "fedsim/address"
 _SLURM_PORTS = (20000, 12000)  # first, and how many: below 32768, from where on the system gives ports away
 _SLURM_STEP = 997  # ports from one step of a job to the next, so that those of neighbouring jobs do not meet
 
@@ -69,6 +68,7 @@ class Place:
         num_workers: that the server waits for; None: as the configuration says.
         local_rank: number of this process on its machine, which chooses its GPU; None: unknown.
         rendezvous: HOST:PORT of torchrun's store, through which the server tells its address; None: not needed.
+        key: under which it does, another for each start of torchrun's processes and each job of a sweep.
         seat: in a silo whose processes torchrun has started; None: this process is in none, or starts the others.
         name: of this node for the others, as whoever has started it numbers it; None: it is not numbered.
     """
@@ -78,18 +78,24 @@ class Place:
     num_workers: int | None = None
     local_rank: int | None = None
     rendezvous: str | None = None
+    key: str = "fedsim/address"
     seat: Seat | None = None
     name: str | None = None
 
 
 def find_place(
-    role: str, transport: TransportConfig, environment: Mapping[str, str] = os.environ, *, silo: bool = False
+    role: str,
+    transport: TransportConfig,
+    environment: Mapping[str, str] = os.environ,
+    *,
+    silo: bool = False,
+    job: int = 0,
 ) -> Place:
     """What this process is.
 
     torchrun's and Slurm's variables count where `transport=torch_distributed` names neither workers nor a tree to
     start here: process 0 is the server, all others are workers. Where one worker or a run in one place trains as a
-    `silo`, the processes that torchrun has started are its.
+    `silo`, the processes that torchrun has started are its. `job` is the number of this job of a sweep.
 
     Raises:
         ValueError: the configuration says what should run but not where, or srun has not started this process.
@@ -115,6 +121,7 @@ def find_place(
             num_workers=int(env["WORLD_SIZE"]) - 1,
             local_rank=int(env["LOCAL_RANK"]),
             rendezvous=f"{env['MASTER_ADDR']}:{env['MASTER_PORT']}",
+            key=f"fedsim/{env['TORCHELASTIC_RUN_ID']}/{env.get('TORCHELASTIC_RESTART_COUNT', '')}/{job}/address",
             name=f"rank_{env['RANK']}",
         )
     # sbatch's script and salloc's shell have the variables of a job, SLURM_PROCID=0 among them: only a step has tasks
@@ -159,9 +166,9 @@ def exchange_address(place: Place, address: str | None, timeout: float) -> str:
     try:
         store = TCPStore(host, int(port), None, False, timedelta(seconds=timeout), wait_for_workers=False)
         if address is None:
-            address = store.get(_KEY).decode()
+            address = store.get(place.key).decode()
         else:
-            store.set(_KEY, address)
+            store.set(place.key, address)
     except RuntimeError:
         raise ValueError(f"process 0 has not told its address at torchrun's store, {place.rendezvous}") from None
     return address

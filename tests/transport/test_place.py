@@ -3,7 +3,7 @@
 import pytest
 
 from fedsim.config import TransportConfig
-from fedsim.transport.place import find_place, first_host
+from fedsim.transport.place import exchange_address, find_place, first_host
 
 DISTRIBUTED = TransportConfig(name="torch_distributed")
 TORCHRUN = {
@@ -35,6 +35,23 @@ def test_torchrun_makes_process_0_the_server_on_loopback_if_all_are_here():
     assert (worker.role, worker.local_rank, worker.name) == ("worker", 2, "rank_2")
     far = find_place("local", DISTRIBUTED, {**TORCHRUN, "LOCAL_WORLD_SIZE": "1"})
     assert far.address == "host0:0"
+
+
+def test_workers_of_a_later_start_wait_for_the_address_of_their_own_server():
+    """torchrun keeps its store when it starts its processes again, and so does a sweep for all of its jobs."""
+    from torch.distributed import TCPStore
+
+    store = TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+    here = {**TORCHRUN, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    starts = [({"TORCHELASTIC_RESTART_COUNT": str(count)}, job) for count in (0, 1) for job in (0, 1)]
+    for i, (start, job) in enumerate(starts):
+        server, worker = (
+            find_place("local", DISTRIBUTED, {**here, **start, "RANK": rank}, job=job) for rank in ("0", "1")
+        )
+        with pytest.raises(ValueError, match="process 0 has not told its address"):
+            exchange_address(worker, None, 0.2)
+        exchange_address(server, f"127.0.0.1:{i}", 10)
+        assert exchange_address(worker, None, 10) == f"127.0.0.1:{i}"
 
 
 def test_slurm_makes_process_0_of_the_first_node_the_server():
