@@ -4,6 +4,7 @@ No client has an object of its own: client `c` is a range of rows, so a million 
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -14,6 +15,9 @@ import torch
 from torch import Tensor
 
 from fedsim.data.digest import array_digest
+
+ELSEWHERE = "remote"
+"""`FederatedDataset.source` of samples that others hold."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -162,7 +166,9 @@ class FederatedDataset:
         """16 hexadecimal digits of who owns which samples: the owners, targets and inputs of each split.
 
         Equal data have equal fingerprints on every machine, and any other sample, label or owner gives another one.
-        Of inputs beyond 1 GiB a fixed sample counts (`fedsim.data.digest`). Computed once for each dataset object.
+        Of inputs beyond 1 GiB a fixed sample counts (`fedsim.data.digest`). Of samples that others hold
+        (`fedsim.data.remote`) nothing is known but whose they are, so there the clients' names count. Computed once for
+        each dataset object.
         """
         return self._fingerprint
 
@@ -175,6 +181,8 @@ class FederatedDataset:
                 continue
             for part in (split.inputs.numpy(), split.targets.numpy(), split.offsets, split.order):
                 digest.update(b"none" if part is None else array_digest(np.asarray(part)))
+        if self.source == ELSEWHERE:
+            digest.update(json.dumps(list(self.client_ids)).encode())
         return digest.hexdigest()[:16]
 
     def frame(self) -> pd.DataFrame:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from fedsim.data.deal.base import offsets_of
-from fedsim.data.federated import FederatedDataset, Split
+from fedsim.data.federated import ELSEWHERE, FederatedDataset, Split
 
 _TARGET = "fedsim.data.remote.remote"
 _TOKENS = torch.int64
@@ -50,7 +50,7 @@ def held_elsewhere(
         order=np.zeros(int(offsets[-1]), np.int64),
     )
     return FederatedDataset(
-        name="remote", train=train, client_ids=list(names), num_classes=num_classes, source="remote"
+        name="remote", train=train, client_ids=list(names), num_classes=num_classes, source=ELSEWHERE
     )
 
 

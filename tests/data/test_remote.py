@@ -18,6 +18,14 @@ def test_numbering_moves_no_sample(make_dataset):
     assert moved.test is dataset.test
 
 
+def test_other_clients_of_equal_sizes_are_other_data():
+    """All that is known of their samples is their number: a checkpoint of theirs must not continue another run."""
+    about = {"input_shape": [3], "num_classes": 5}
+    theirs = [held_elsewhere(names, np.array([3, 3]), **about) for names in (["ann", "bob"], ["ann", "eve"])]
+    assert theirs[0].fingerprint() != theirs[1].fingerprint()
+    assert theirs[0].fingerprint() == held_elsewhere(["ann", "bob"], np.array([3, 3]), **about).fingerprint()
+
+
 def test_the_server_has_names_and_sizes_and_no_sample():
     dataset = held_elsewhere(["ann", "bob"], np.array([3, 0]), input_shape=[1, 8, 8], num_classes=5)
     assert (dataset.num_clients, dataset.train.num_samples, dataset.input_shape) == (2, 3, (1, 8, 8))
