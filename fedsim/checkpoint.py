@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fedsim.files import CHECKPOINT as FILE
-from fedsim.files import write_atomically
+from fedsim.files import write_tensors
 
 _FORMAT = 1
 
@@ -80,8 +79,8 @@ class Checkpoint:
                 own[name] = own[name].clone()
             places.add(place)
         try:
-            write_atomically(directory / FILE, lambda file: save_file(own, file, {"fedsim": json.dumps(about)}))
-        except (OSError, SafetensorError) as error:
+            write_tensors(directory / FILE, own, {"fedsim": json.dumps(about)})
+        except OSError as error:
             raise OSError(
                 f"round {self.round}: cannot write the checkpoint in {directory} ({error}); "
                 "free some space there or set checkpoint.every=0; the last checkpoint is untouched"

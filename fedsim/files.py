@@ -6,6 +6,10 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 log = logging.getLogger("fedsim")
 
@@ -39,6 +43,21 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """`write_atomically` for text."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_tensors(path: Path, tensors: dict[str, "Tensor"], about: dict[str, str] | None = None) -> None:
+    """`write_atomically` for tensors and a text or more about them, as safetensors.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        write_atomically(path, lambda temporary: save_file(tensors, temporary, about))
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
 
 
 def _umask() -> int:

@@ -132,7 +132,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):
         Path(file).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint_module, "save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(OSError, match=r"round 4: cannot write the checkpoint.*free some space.*untouched"):
         checkpoint(4).save(tmp_path)
     assert [f.name for f in tmp_path.iterdir()] == [FILE]

@@ -15,10 +15,9 @@ from typing import Any
 
 import pandas as pd
 from omegaconf import OmegaConf
-from safetensors.torch import save_file
 from torch import Tensor
 
-from fedsim.files import CHECKPOINT, write_atomically, write_text
+from fedsim.files import CHECKPOINT, write_tensors, write_text
 from fedsim.tracking.readback import read_metrics
 
 # Written anew by every run; what is left of another one would be taken for this one's.
@@ -125,7 +124,12 @@ class RunDirectory:
         write_text(self.path / "clients.csv", clients.to_csv(index=False))
 
     def write_model(self, state: dict[str, Tensor]) -> None:
-        write_atomically(self.path / "model.safetensors", lambda file: save_file(state, file))
+        """Raises OSError: the disk is full or not writable."""
+        try:
+            write_tensors(self.path / "model.safetensors", state)
+        except OSError as error:
+            again = f"free some space there and give checkpoint.resume={self.path}"
+            raise OSError(f"cannot write the model in {self.path} ({error}); {again}") from error
 
     def outcome(self) -> list[Path]:
         """The files that are worth keeping elsewhere."""
