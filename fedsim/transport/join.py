@@ -32,6 +32,8 @@ _MIN_SECRET = 16
 _MAX_NOTE = 4096  # bytes of what an unknown node may leave
 _AT_ONCE = 16  # handshakes
 _POLL = 0.02
+_AGAIN = 1.0  # seconds until the door is tried again when it has failed
+_MANY = 1024  # nodes that may be waiting at the door; more tickets than that were not drawn one by one
 _MIN_STEP = 10.0  # seconds for a step of the handshake, at least: a node that has just started may be busy
 _STEPS = 3  # steps that may take as long, before the parent is given up
 
@@ -156,6 +158,8 @@ class Door:
             self.host, self.port, None, True, self._within, wait_for_workers=False, master_listen_fd=listener.detach()
         )
         self.tickets = self.store.clone()
+        self.admitted = 0  # tickets
+        self.trouble: str | None = None  # that was told last
         self.open = True
         self.free = threading.Semaphore(_AT_ONCE)
         self.threads = [threading.Thread(target=self._watch, daemon=True, name="door")]
@@ -174,17 +178,41 @@ class Door:
             thread.join(1.0)
 
     def _watch(self) -> None:
-        admitted = 0
         while self.open:
-            ticket = self.tickets.add("tickets", 0)
-            while admitted < ticket and self.open:
-                if not self.free.acquire(timeout=_POLL):
-                    continue
-                admitted += 1
-                thread = threading.Thread(target=self._serve, args=(self.store.clone(), admitted), daemon=True)
-                self.threads = [t for t in self.threads if t.is_alive()] + [thread]
+            try:
+                self._let_in()
+                pause = _POLL
+            except (RuntimeError, OSError) as error:  # for example no file descriptors left
+                self._tell(f"nodes cannot join now ({' '.join(str(error).split())[:160]})")
+                pause = _AGAIN
+            time.sleep(pause)
+
+    def _tell(self, trouble: str) -> None:
+        if trouble != self.trouble:
+            log.warning(trouble)
+            self.trouble = trouble
+
+    def _let_in(self) -> None:
+        """Begin a handshake with everybody who has drawn a ticket."""
+        try:
+            last = self.tickets.add("tickets", 0)
+        except RuntimeError:  # it is no number any more
+            last = -1
+        if not self.admitted <= last <= self.admitted + _MANY:
+            self._tell(f"somebody who has not joined has spoilt the list of nodes that wait at {self.address}")
+            self.tickets = self.store.clone()
+            self.tickets.set("tickets", str(self.admitted))  # who waits for an answer to another ticket draws again
+        while self.admitted < last <= self.admitted + _MANY and self.open:
+            if not self.free.acquire(timeout=_POLL):
+                continue
+            try:
+                thread = threading.Thread(target=self._serve, args=(self.store.clone(), self.admitted + 1), daemon=True)
                 thread.start()
-            time.sleep(_POLL)
+            except (RuntimeError, OSError):
+                self.free.release()
+                raise
+            self.admitted += 1
+            self.threads = [t for t in self.threads if t.is_alive()] + [thread]
 
     def _serve(self, store: Store, ticket: int) -> None:
         try:

@@ -9,7 +9,9 @@ import time
 import numpy as np
 import pytest
 import torch
+from torch.distributed import TCPStore
 
+from fedsim.transport import join
 from fedsim.transport.join import Refused
 
 
@@ -306,6 +308,42 @@ def test_random_bytes_at_the_ports_change_nothing(net):
                 sock.sendall(rng.randbytes(size))
 
     assert torch.equal(net.run(simulation, throw), net.reference())
+
+
+def test_a_spoilt_list_of_nodes_that_wait_does_not_close_the_door(net, eventually, caplog):
+    """Whoever reaches the port can write to the store, without the secret."""
+    simulation = net.simulation(net.star)
+    star = net.stars[0]
+    host, _, port = star.address.rpartition(":")
+    stranger = TCPStore(host, int(port), None, False, wait_for_workers=False)
+    for i, spoilt in enumerate(["text", str(2**62), str(2**63 - 1), "-3"]):
+        stranger.set("tickets", spoilt)
+        eventually(lambda i=i: stranger.get("tickets") == str(i).encode())
+        net.worker(star.address)
+        net.await_children(i + 1)
+    assert sum("has spoilt the list" in record.message for record in caplog.records) == 1
+    simulation.close()
+
+
+def test_a_door_without_file_descriptors_opens_again(net, caplog, monkeypatch):
+    monkeypatch.setattr(join, "_AGAIN", 0.01)
+    simulation = net.simulation(net.star)
+    door, store, tries = net.stars[0].door, net.stars[0].door.store, []
+
+    class Full:
+        def clone(self):
+            tries.append(1)
+            if len(tries) <= 2 * join._AT_ONCE:
+                raise RuntimeError("Too many open files")
+            return store.clone()
+
+    door.store = Full()
+    net.worker(net.stars[0].address)
+    net.await_children(1)
+    assert [r.message for r in caplog.records if "cannot join" in r.message] == [
+        "nodes cannot join now (Too many open files)"
+    ]
+    simulation.close()
 
 
 def test_messages_that_nobody_asked_for_end_a_link_and_not_the_run(net, eventually, caplog):
