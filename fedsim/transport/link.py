@@ -78,10 +78,12 @@ class Link:
         pair: the connection; `timeout` seconds of silence end it.
         name: of the peer, for the log.
         limit: bytes of tensors that a message may bring.
+        key: that nobody but this node and the peer has, for the codes of the messages.
     """
 
-    def __init__(self, pair: GlooPair, *, name: str, limit: int = 0) -> None:
-        self.pair, self.name, self.wire = pair, name, Wire(pair, limit=limit)
+    def __init__(self, pair: GlooPair, *, name: str, key: bytes, limit: int = 0) -> None:
+        self.pair, self.name = pair, name
+        self.wire = Wire(pair, limit=limit, key=key, ways=(bytes([1 - pair.peer]), bytes([pair.peer])))
         self.beat = pair.timeout.total_seconds() / 4
         self.inbox: queue.Queue[Message | Lost] = queue.Queue()
         self.outbox: queue.Queue[Message | object] = queue.Queue()

@@ -1,24 +1,30 @@
 """Messages between two nodes: a header of int64, JSON, raw tensors. Nothing that arrives is ever unpickled.
 
-A message is, in this order: six int64 (a magic number, the version of the protocol, the bytes of the JSON, of the
-small tensors and of all tensors, the number of messages sent before on this pair); the JSON, with the kind, the fields,
-and name, dtype and shape of each tensor, and behind it the bytes of the small tensors; the bytes of the others. A
-header without JSON is a heartbeat. Small tensors go with the JSON because each thing that gloo sends wakes four threads
-on its way; large ones travel in pieces, so that "nothing has moved for so many seconds" means the same for a model of
-any size. Numbers are in the byte order of the machine: nodes of different byte order misread the magic number and part.
+A message is, in this order: eight int64 (a magic number, the version of the protocol, the bytes of the JSON, of the
+small tensors and of all tensors, the number of messages sent before on this pair, and in two a code); the JSON, with
+the kind, the fields, and name, dtype and shape of each tensor, and behind it the bytes of the small tensors; the bytes
+of the others. A header without JSON is a heartbeat. Small tensors go with the JSON because each thing that gloo sends
+wakes four threads on its way; large ones travel in pieces, so that "nothing has moved for so many seconds" means the
+same for a model of any size. The code is 16 bytes of an HMAC-SHA256, with a key of this pair alone, over the direction,
+the six numbers, the JSON and the small tensors: nobody else can say anything, or change or repeat what was said, but
+for the bytes of large tensors, which it does not cover. Numbers are in the byte order of the machine: nodes of
+different byte order misread the magic number and part.
 """
 
+import hmac
 import json
 import math
+import struct
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-PROTOCOL = 2
+PROTOCOL = 3
 _MAGIC = 0x6D_69_73_64_65_66  # "fedsim", little end first
-_HEADER = 6
+_NUMBERS = struct.Struct("=6q")
+_CODE = 16  # bytes
 _MAX_JSON = 1 << 24
 _SMALL = 1 << 16  # bytes of a tensor that travels with the JSON, at most
 _PIECE = 1 << 23
@@ -64,10 +70,12 @@ class Wire:
     Args:
         pair: the peer.
         limit: bytes of tensors that a message may bring; it may be raised later.
+        key: of the codes of all messages.
+        ways: mark of what is sent, and of what is received: those of the peer are the other way round.
     """
 
-    def __init__(self, pair: Pair, *, limit: int = 0) -> None:
-        self.pair, self.limit = pair, limit
+    def __init__(self, pair: Pair, *, limit: int = 0, key: bytes = b"", ways: tuple[bytes, bytes] = (b"", b"")) -> None:
+        self.pair, self.limit, self.key, self.ways = pair, limit, key, ways
         self.sent = self.received = 0  # messages
         self.bytes_sent = self.bytes_received = 0
 
@@ -96,11 +104,13 @@ class Wire:
             text = json.dumps({"kind": message.kind, "fields": message.fields, "tensors": about}).encode()
             assert len(text) <= _MAX_JSON, "large values travel as tensors"
             small = [_bytes(t).numpy().tobytes() for t in tensors if 0 < t.nbytes <= _SMALL]
-        numbers = [len(text), sum(map(len, small)), sum(t.nbytes for t in tensors), self.sent]
-        self._send(torch.tensor([_MAGIC, PROTOCOL, *numbers], dtype=torch.int64))
+        sizes = len(text), sum(map(len, small)), sum(t.nbytes for t in tensors)
+        numbers, body = _NUMBERS.pack(_MAGIC, PROTOCOL, *sizes, self.sent), bytearray().join([text, *small])
+        code = _code(self.key, self.ways[0], numbers, body)
+        self._send(torch.frombuffer(bytearray(numbers + code), dtype=torch.int64))
         self.sent += 1
         if text:
-            self._send(torch.frombuffer(bytearray().join([text, *small]), dtype=torch.uint8))
+            self._send(torch.frombuffer(body, dtype=torch.uint8))
         for tensor in tensors:
             if tensor.nbytes > _SMALL:
                 for piece in _bytes(tensor).split(_PIECE):
@@ -113,8 +123,9 @@ class Wire:
             WireError: what came is no message of this protocol, or too large; nothing of its size was allocated.
             RuntimeError: the peer is gone, or has been silent for too long.
         """
-        header = self._receive(torch.empty(_HEADER, dtype=torch.int64)).tolist()
-        magic, protocol, num_json, num_small, num_bytes, number = header
+        header = self._receive(torch.empty((_NUMBERS.size + _CODE) // 8, dtype=torch.int64)).numpy().tobytes()
+        numbers, code = header[: _NUMBERS.size], header[_NUMBERS.size :]
+        magic, protocol, num_json, num_small, num_bytes, number = _NUMBERS.unpack(numbers)
         if magic != _MAGIC:
             raise WireError("the header is not one of fedsim")
         if protocol != PROTOCOL:
@@ -127,11 +138,15 @@ class Wire:
                 f"{_MAX_JSON} and {self.limit} are allowed"
             )
         self.received += 1
+        if not num_json and num_bytes:
+            raise WireError("tensors without a description")
+        body = torch.empty(num_json + num_small, dtype=torch.uint8)
+        if num_json:
+            self._receive(body)
+        if not hmac.compare_digest(code, _code(self.key, self.ways[1], numbers, body.numpy().tobytes())):
+            raise WireError("a message is not from this peer, or was changed on its way")
         if not num_json:
-            if num_bytes:
-                raise WireError("tensors without a description")
             return None
-        body = self._receive(torch.empty(num_json + num_small, dtype=torch.uint8))
         kind, fields, described = _parse(body[:num_json].numpy().tobytes(), num_small, num_bytes)
         tensors, begin = {}, num_json
         for name, dtype, shape in described:
@@ -143,6 +158,10 @@ class Wire:
                 _bytes(tensor).copy_(body[begin : begin + tensor.nbytes])
                 begin += tensor.nbytes
         return Message(kind=kind, fields=fields, tensors=tensors)
+
+
+def _code(key: bytes, way: bytes, numbers: bytes, body: bytes | bytearray) -> bytes:
+    return hmac.digest(key, way + numbers + body, "sha256")[:_CODE]
 
 
 def _bytes(tensor: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
 """Messages: what goes in comes out bit for bit, and what is not a message is refused before anything is allocated."""
 
+import hmac
 import json
 import math
+import struct
 from collections import deque
 
 import pytest
@@ -80,13 +82,17 @@ def test_large_tensors_travel_in_pieces_and_nan_keeps_its_bits():
     assert torch.equal(got.tensors["odd"].view(torch.int32), odd.view(torch.int32))
 
 
-def header(*, magic=_MAGIC, protocol=PROTOCOL, num_json=0, num_small=0, num_bytes=0, number=0) -> Tensor:
-    return torch.tensor([magic, protocol, num_json, num_small, num_bytes, number])
+def header(
+    *, magic=_MAGIC, protocol=PROTOCOL, num_json=0, num_small=0, num_bytes=0, number=0, body=b"", key=b""
+) -> Tensor:
+    numbers = struct.pack("=6q", magic, protocol, num_json, num_small, num_bytes, number)
+    code = hmac.digest(key, numbers + body, "sha256")[:16]
+    return torch.frombuffer(bytearray(numbers + code), dtype=torch.int64)
 
 
 BAD_HEADERS = {
-    "random": (torch.tensor([1, 2, 3, 4, 5, 6]), "not one of fedsim"),
-    "version": (header(protocol=99), "protocol version 99, this node speaks 2"),
+    "random": (torch.tensor([1, 2, 3, 4, 5, 6, 7, 8]), "not one of fedsim"),
+    "version": (header(protocol=99), "protocol version 99, this node speaks 3"),
     "out of order": (header(number=3), "message 3 came where message 0 was due"),
     "huge JSON": (header(num_json=1 << 60), "are allowed"),
     "huge tensors": (header(num_json=2, num_bytes=1 << 60), "are allowed"),
@@ -125,10 +131,38 @@ BAD_JSON = {
 def test_a_bad_description_is_refused(name):
     tape, text = Tape(), BAD_JSON[name]
     size = 1 << 17 if name == "small ones that are large" else 8
-    tape.send(header(num_json=len(text), num_small=size, num_bytes=size))
+    tape.send(header(num_json=len(text), num_small=size, num_bytes=size, body=text + bytes(size)))
     tape.send(torch.frombuffer(bytearray(text + bytes(size)), dtype=torch.uint8))
-    with pytest.raises(WireError):
+    with pytest.raises(WireError, match=r"descri|kind and fields|impossible shape"):
         Wire(tape, limit=1 << 18).receive()
+
+
+def test_a_message_that_was_changed_or_is_not_the_peers_is_refused():
+    """Any bit of the code, the numbers, the JSON and the small tensors; another key; and its own words sent back."""
+    message = Message(kind="x", fields={"a": 1}, tensors={"small": torch.arange(4)})
+
+    def said() -> Tape:
+        tape = Tape()
+        Wire(tape, key=b"k", ways=(b"0", b"1")).send(message)
+        return tape
+
+    def heard(tape: Tape, key=b"k", ways=(b"1", b"0")) -> Message | None:
+        return Wire(tape, limit=100, key=key, ways=ways).receive()
+
+    assert heard(said()).fields == {"a": 1}
+    for key, ways in ((b"l", (b"1", b"0")), (b"", (b"1", b"0")), (b"k", (b"0", b"1"))):
+        with pytest.raises(WireError, match="not from this peer, or was changed"):
+            heard(said(), key, ways)
+    for piece in range(2):
+        for place in range(said().pieces[piece].nbytes):
+            tape = said()
+            tape.pieces[piece].view(torch.uint8)[place] ^= 1
+            with pytest.raises((WireError, RuntimeError)):
+                heard(tape)
+    beat = Tape()
+    beat.send(header(key=b"l"))
+    with pytest.raises(WireError, match="not from this peer"):
+        heard(beat)
 
 
 @settings(max_examples=30, deadline=None)
