@@ -36,6 +36,7 @@ from fedsim.transport.tree import count_workers, read_tree
 from fedsim.vector import FlatModel
 
 # A node may choose these for itself; everything else it takes from the server.
+_HANDED_ON = ("timeout", "join_seconds", "slow_factor", "share_seconds")  # to the nodes that a run starts
 NODE_KEYS = ("role", "transport", "device", "trainer", "deployment", "data.root", "data.cache_dir", "data.download")
 
 
@@ -172,6 +173,7 @@ def open_star(
         timeout=settings.timeout,
         join_seconds=settings.join_seconds,
         slow_factor=settings.slow_factor,
+        share_seconds=settings.share_seconds,
         refuses_schedulers=_refuses_schedulers(simulation.algorithm),
         expected=expected,
     )
@@ -188,7 +190,7 @@ def open_star(
         nodes = Nodes(
             directory / "nodes",
             secret=secret,
-            settings=[f"transport.{k}={getattr(settings, k)}" for k in ("timeout", "join_seconds", "slow_factor")],
+            settings=[f"transport.{k}={getattr(settings, k)}" for k in _HANDED_ON],
             device=config.device,
             num_workers=wanted,
         )

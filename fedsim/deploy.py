@@ -70,6 +70,7 @@ def build_server(config: Config, plain: dict[str, Any], place: Place) -> Simulat
         own=None,
         timeout=settings.timeout,
         join_seconds=settings.join_seconds,
+        share_seconds=settings.share_seconds,
         expected=lambda: settings.num_workers or 1,
     )
     owners = Owners(star, join_seconds=settings.join_seconds)

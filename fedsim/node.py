@@ -73,7 +73,9 @@ def run_node(
     }  # fmt: skip
     if place.role == "scheduler":
         listener = _serve_at(settings.serve, read_tree(settings.tree), settings.node)
-        Scheduler([address], listener, slow_factor=settings.slow_factor, **joining).run()
+        Scheduler(
+            [address], listener, slow_factor=settings.slow_factor, share_seconds=settings.share_seconds, **joining
+        ).run()
         return
 
     def build(identity: Identity, upstream: list[str]) -> Built:

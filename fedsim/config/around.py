@@ -100,6 +100,8 @@ class TransportConfig:
         timeout: seconds of silence after which a peer counts as gone.
         join_seconds: how long the server waits for workers at the start, and a worker for a parent.
         slow_factor: a share that takes so many times as long as expected is given to another worker as well.
+        share_seconds: a share that takes longer counts as slow while nobody has shown how long one takes, and a worker
+            with data of its own that takes longer is given up once others have answered.
     """
 
     name: str = "inprocess"
@@ -112,13 +114,14 @@ class TransportConfig:
     timeout: float = 30.0
     join_seconds: float = 300.0
     slow_factor: float = 3.0
+    share_seconds: float = 3600.0
 
     def __post_init__(self) -> None:
         if self.name not in ("inprocess", "torch_distributed"):
             raise ValueError(f"transport.name must be inprocess or torch_distributed, got {self.name!r}")
         if self.num_workers is not None and self.num_workers < 1:
             raise ValueError(f"transport.num_workers must be at least 1, got {self.num_workers}")
-        for name in ("timeout", "join_seconds"):
+        for name in ("timeout", "join_seconds", "share_seconds"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"transport.{name} must be positive, got {getattr(self, name)}")
         if not self.slow_factor > 1:

@@ -120,7 +120,7 @@ class Dispatch:
 
     def _late(self, share: Share) -> bool:
         speeds = [child.speed for child in self.star.children if child.speed is not None]
-        return share.overdue(self.star.slow_factor, float(np.median(speeds)) if speeds else None)
+        return share.overdue(self.star, float(np.median(speeds)) if speeds else None)
 
     def _hand_out(self, make_job: MakeJob) -> None:
         """Whoever has nothing to do gets a client that waits, or one that takes somebody else too long."""

@@ -8,7 +8,7 @@ place.
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -129,6 +129,8 @@ class Owners:
                     f"{self.join_seconds:g} s; start them, and go on with checkpoint.resume"
                 )
             event = self.star.next_event(_POLL)
+            if event is None and average is not None:
+                self._give_up(running)
             if event is not None:
                 child, message = event
                 share, child.share = running.pop(child, None), None
@@ -151,9 +153,15 @@ class Owners:
     def _ask(self, child: Child, job: Job) -> Share:
         self.star.num_shares += 1
         share = Share(job=job, number=self.star.num_shares)
-        child.share = share
+        child.share, child.begun = share, time.monotonic()
         child.link.send(share_message(job, share.number))
         return share
+
+    def _give_up(self, children: Iterable[Child]) -> None:
+        """Drop those that have not answered for too long; others have, so they could have too."""
+        for child in list(children):
+            if time.monotonic() - child.begun > self.star.share_seconds:
+                self.star.drop(child, f"no answer for transport.share_seconds={self.star.share_seconds:g}")
 
     def evaluate(self, vector: Tensor) -> dict[str, float]:
         """Let the workers that are willing test a model (P + Q,) on their clients' test samples.
@@ -168,10 +176,14 @@ class Owners:
         for child in self.seats:
             if child not in declined:
                 child.link.send(Message(kind="evaluate", tensors={"vector": vector.cpu()}))
+                child.begun = time.monotonic()
                 asked.add(child)
+        num_asked = len(asked)
         while asked := {child for child in asked if child in self.star.children}:
             event = self.star.next_event(_POLL)
             if event is None:
+                if len(asked) < num_asked:
+                    self._give_up(asked)
                 continue
             child, message = event
             found = [message.fields.get(name) for name in SUMS]

@@ -22,7 +22,7 @@ class Scheduler:
         addresses: as for `Worker`.
         listener: where its children join (`fedsim.transport.join.listen`), taken over.
         secret, name, version, claims, timeout, join_seconds: as for `Worker`.
-        slow_factor: as for `Star`.
+        slow_factor, share_seconds: as for `Star`.
     """
 
     def __init__(
@@ -37,8 +37,10 @@ class Scheduler:
         timeout: float,
         join_seconds: float,
         slow_factor: float,
+        share_seconds: float = 3600.0,
     ) -> None:
-        self.listener, self.secret, self.timeout, self.slow_factor = listener, secret, timeout, slow_factor
+        self.listener, self.secret, self.timeout = listener, secret, timeout
+        self.slow_factor, self.share_seconds = slow_factor, share_seconds
         self.star: Star | None = None
         self.worker = Worker(
             addresses,
@@ -66,6 +68,7 @@ class Scheduler:
             upstream=tuple(upstream),
             timeout=self.timeout,
             slow_factor=self.slow_factor,
+            share_seconds=self.share_seconds,
             expected=lambda: 0,
             on_workers=self._tell,
         )

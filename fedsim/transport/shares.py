@@ -94,12 +94,13 @@ class Share:
     def work(self) -> float:
         return float(self.job.sizes.sum()) * self.job.group_rounds
 
-    def overdue(self, factor: float, usual: float | None) -> bool:
-        """Whether all who train it take `factor` times as long as they should; `usual`: speed of others' workers."""
+    def overdue(self, star: "Star", usual: float | None) -> bool:
+        """Whether all who train it take far longer than they should; `usual`: speed of others' workers."""
         now = time.monotonic()
         for holder in self.holders:
             pace = (holder.speed or usual or 0.0) * holder.workers
-            if not pace or now - holder.begun < max(_MIN_SLOW, factor * self.work / pace):
+            limit = max(_MIN_SLOW, star.slow_factor * self.work / pace) if pace else star.share_seconds
+            if now - holder.begun < limit:
                 return False
         return True
 
@@ -196,7 +197,7 @@ class Round:
                     child.pace.passed_over(fastest)
             return
         usual = self._usual_speed()
-        late = [s for s in self.running.values() if len(s.holders) == 1 and s.overdue(self.star.slow_factor, usual)]
+        late = [s for s in self.running.values() if len(s.holders) == 1 and s.overdue(self.star, usual)]
         if late:
             share, helper = late[0], max(idle, key=lambda c: (c.speed or 0.0) * c.workers)
             log.info(
@@ -249,7 +250,7 @@ class Round:
         """Whether nothing can be hoped for: everything has been given out, and all of it is late."""
         usual = self._usual_speed()
         shares = self.running.values()
-        return self.star.own is not None and all(s.overdue(self.star.slow_factor, usual) for s in shares)
+        return self.star.own is not None and all(s.overdue(self.star, usual) for s in shares)
 
     def _train_here(self) -> None:
         own = self.star.own

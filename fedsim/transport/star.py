@@ -41,6 +41,7 @@ class Star:
         timeout: seconds of silence after which a child counts as gone.
         join_seconds: how long the first round waits for `expected` workers.
         slow_factor: a share that takes so many times as long as expected is given to somebody else as well.
+        share_seconds: the same while no speed is known.
         refuses_schedulers: why none may join; None: they may.
         expected: how many workers are still to be waited for, called again and again.
         on_workers: called with the number of workers whenever it has changed, by whoever reads the events.
@@ -58,12 +59,13 @@ class Star:
         timeout: float = 30.0,
         join_seconds: float = 300.0,
         slow_factor: float = 3.0,
+        share_seconds: float = 3600.0,
         refuses_schedulers: str | None = None,
         expected: Callable[[], int] = lambda: 1,
         on_workers: Callable[[int], None] = lambda num_workers: None,
     ) -> None:
         self.identity, self.own, self.ledger, self.upstream = identity, own, ledger, list(upstream)
-        self.join_seconds, self.slow_factor = join_seconds, slow_factor
+        self.join_seconds, self.slow_factor, self.share_seconds = join_seconds, slow_factor, share_seconds
         self.expected, self.on_workers, self.refuses_schedulers = expected, on_workers, refuses_schedulers
         self.children: list[Child] = []
         self.links: list[Link] = []  # to the children, and to nodes that are being checked

@@ -210,6 +210,42 @@ def test_rounds_go_on_without_a_worker_that_is_gone_and_with_it_when_it_is_back(
     torch.testing.assert_close(ours.server.vector, reference.server.vector, atol=1e-7, rtol=1e-6)
 
 
+@pytest.mark.parametrize("where", ["training", "evaluation"])
+def test_a_worker_that_hangs_is_given_up_when_the_others_have_answered(deployment, caplog, where):
+    """Its heart still beats; b hangs in round 1, or in the evaluation after it."""
+    wake = threading.Event()
+
+    class Asked(list):
+        def append(self, name):
+            super().append(name)
+            if (name, where) == ("b", "evaluation"):
+                wake.wait(60)
+
+    def wrap(own):
+        def run_round(job):
+            if where == "training":
+                wake.wait(60)
+            return own.run_round(job)
+
+        return SimpleNamespace(run_round=run_round, close=own.close)
+
+    deployment.asked = Asked()
+    owners = deployment.open(2)
+    owners.star.share_seconds = 1
+    deployment.worker(owners, "a", [0, 2, 4, 6, 8])
+    deployment.worker(owners, "b", [1, 3, 5, 7, 9], wrap=wrap)
+    owners.gather()
+    ours = deployment.simulation(owners, server=server(2, 10))
+    try:
+        rows = list(ours.rounds())
+    finally:
+        wake.set()
+        ours.close()
+    assert [row["clients"] for row in rows] == ([5, 5] if where == "training" else [9, 5])
+    assert [row["evaluated_workers"] for row in rows] == [1, 1]
+    assert "lost b: no answer for transport.share_seconds=1" in caplog.text
+
+
 def test_workers_whose_clients_do_not_fit_are_refused(deployment, net, eventually):
     owners = deployment.open(3)
     deployment.worker(owners, "a", [0, 1, 2])

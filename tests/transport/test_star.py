@@ -182,6 +182,22 @@ def test_a_slow_worker_is_overtaken(net):
     assert time.monotonic() - begin < 300
 
 
+def test_a_first_share_that_never_comes_is_trained_by_the_server(net):
+    """Nobody has shown how long one takes, and the worker's heart still beats."""
+    net.settings = {"slow_factor": 1e6, "share_seconds": 1}
+    simulation = net.simulation(net.star, num_rounds=2)
+    net.expected = 1
+    wake = threading.Event()
+    net.worker(net.stars[0].address, wrap=lambda own: Dying(own, lambda job: True, lambda: wake.wait(600)))
+    begin = time.monotonic()
+    try:
+        vector = net.run(simulation)
+    finally:
+        wake.set()
+    assert torch.equal(vector, net.reference(num_rounds=2))
+    assert 1 < time.monotonic() - begin < 300
+
+
 def test_a_client_that_is_not_finite_ends_the_run_as_in_one_process(net):
     simulation = net.simulation(net.star)
     net.expected = 2
