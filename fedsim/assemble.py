@@ -28,9 +28,10 @@ from fedsim.transport.base import Transport
 from fedsim.transport.carry import Ledger
 from fedsim.transport.dispatch import Dispatch
 from fedsim.transport.identity import Identity, layout_hash
-from fedsim.transport.join import listen, read_secret, require_secret
+from fedsim.transport.join import listen
 from fedsim.transport.launch import Nodes, new_secret, threads_each
 from fedsim.transport.place import Place, exchange_address
+from fedsim.transport.secret import read_secret, require_secret
 from fedsim.transport.star import Star
 from fedsim.transport.tree import count_workers, read_tree
 from fedsim.vector import FlatModel

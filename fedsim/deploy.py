@@ -29,10 +29,11 @@ from fedsim.train.serial import SerialTrainer
 from fedsim.train.silo import Silo
 from fedsim.transport.base import Job
 from fedsim.transport.identity import Identity, layout_hash
-from fedsim.transport.join import listen, require_secret
+from fedsim.transport.join import listen
 from fedsim.transport.own_data import Evaluate, OwnData
 from fedsim.transport.owners import Owners, RemoteExaminer
 from fedsim.transport.place import Place
+from fedsim.transport.secret import require_secret
 from fedsim.transport.star import Star
 from fedsim.transport.worker import Built
 from fedsim.vector import FlatModel

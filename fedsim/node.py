@@ -23,9 +23,10 @@ from fedsim.train.silo import Silo
 from fedsim.transport.carry import Carrying
 from fedsim.transport.identity import Identity
 from fedsim.transport.inprocess import InProcess
-from fedsim.transport.join import listen, require_secret, split_address
+from fedsim.transport.join import listen, split_address
 from fedsim.transport.place import Place, exchange_address
 from fedsim.transport.scheduler import Scheduler
+from fedsim.transport.secret import require_secret
 from fedsim.transport.silo import dismiss
 from fedsim.transport.tree import Branch, read_tree
 from fedsim.transport.worker import Built, Worker

@@ -14,9 +14,9 @@ from fedsim.data.federated import FederatedDataset
 from fedsim.initial_model import build_model
 from fedsim.train.silo import Silo, SiloTrainer, require_separable
 from fedsim.transport.identity import layout_hash
-from fedsim.transport.join import read_secret, require_secret
 from fedsim.transport.launch import new_secret
 from fedsim.transport.place import Place
+from fedsim.transport.secret import read_secret, require_secret
 from fedsim.transport.silo import follow, lead
 from fedsim.vector import FlatModel
 

@@ -11,25 +11,22 @@ import hashlib
 import hmac
 import json
 import logging
-import os
 import secrets
 import socket
 import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from torch.distributed import PrefixStore, Store, TCPStore
 
 from fedsim.transport.link import GlooPair, Link, gloo_device
+from fedsim.transport.secret import SECRET
 from fedsim.transport.wire import PROTOCOL, Message
 
 log = logging.getLogger("fedsim")
 
-SECRET = "FEDSIM_SECRET"
-_MIN_SECRET = 16
 _MAX_NOTE = 4096  # bytes of what an unknown node may leave
 _AT_ONCE = 16  # handshakes
 _POLL = 0.02
@@ -45,36 +42,6 @@ class Refused(ValueError):
 
 class Unreachable(ConnectionError):
     """There is no parent at this address, or it does not answer; it may come (back) later."""
-
-
-def read_secret(file: str | None) -> bytes | None:
-    """The shared secret from `file`, else from the environment; None where there is none.
-
-    Raises:
-        ValueError: it is too short to withstand guessing.
-        OSError: the file cannot be read.
-    """
-    text = os.environ.get(SECRET) if file is None else Path(file).read_text(encoding="utf-8")
-    if text is None:
-        return None
-    secret = text.strip().encode()
-    if len(secret) < _MIN_SECRET:
-        where = SECRET if file is None else f"transport.secret_file={file}"
-        raise ValueError(
-            f"{where}: the shared secret must have at least {_MIN_SECRET} characters; try openssl rand -hex 32"
-        )
-    return secret
-
-
-def require_secret(file: str | None) -> bytes:
-    """As `read_secret`; raises ValueError where there is none."""
-    secret = read_secret(file)
-    if secret is None:
-        raise ValueError(
-            f"nodes that join over the network share a secret: set {SECRET} in the environment of each, or "
-            "transport.secret_file=FILE; openssl rand -hex 32 makes one"
-        )
-    return secret
 
 
 def split_address(address: str) -> tuple[str, int]:

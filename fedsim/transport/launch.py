@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from fedsim.transport.join import SECRET, listen
+from fedsim.transport.join import listen
+from fedsim.transport.secret import SECRET
 from fedsim.transport.tree import Branch
 
 _MARK = "FEDSIM_STARTED"

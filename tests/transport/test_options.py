@@ -15,7 +15,7 @@ from fedsim.robust import median
 from fedsim.train.choice import Choice
 from fedsim.train.vectorized import VectorizedTrainer
 from fedsim.transforms import clip
-from fedsim.transport.join import read_secret
+from fedsim.transport.secret import read_secret
 
 MISTAKES = {
     "workers without processes": (["transport.num_workers=2"], "add transport=torch_distributed"),
