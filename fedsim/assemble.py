@@ -37,8 +37,8 @@ from fedsim.transport.tree import count_workers, read_tree
 from fedsim.vector import FlatModel
 
 # A node may choose these for itself; everything else it takes from the server.
-_HANDED_ON = ("timeout", "join_seconds", "slow_factor", "share_seconds")  # to the nodes that a run starts
 NODE_KEYS = ("role", "transport", "device", "trainer", "deployment", "data.root", "data.cache_dir", "data.download")
+_HANDED_ON = ("timeout", "join_seconds", "slow_factor", "share_seconds")  # to the nodes that a run starts
 
 
 def build_dataset(config: Config, note: Callable[[str], None]) -> FederatedDataset:
