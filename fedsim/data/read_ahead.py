@@ -64,7 +64,7 @@ def read_ahead(array: Tensor, rows: Tensor) -> int:
 
     Args:
         array: (N, ...) contiguous, on the host.
-        rows: (n,) int64 row numbers.
+        rows: (n,) row numbers, int32 or int64.
 
     Returns:
         How many bytes were asked for, whole pages.
@@ -73,7 +73,7 @@ def read_ahead(array: Tensor, rows: Tensor) -> int:
     if advise is None or len(rows) == 0:
         return 0
     page, stride = mmap.PAGESIZE, array.nbytes // len(array)
-    starts = array.data_ptr() + np.sort(rows.numpy()) * stride
+    starts = array.data_ptr() + np.sort(rows.numpy()).astype(np.int64) * stride  # addresses, beyond int32
     first, last = starts // page, (starts + stride - 1) // page  # pages, both included
     # Rows are sorted, so a run of pages ends where the next row begins far beyond it.
     ends = np.flatnonzero(first[1:] > last[:-1] + 1 + _GAP)

@@ -112,6 +112,7 @@ def test_what_is_read_ahead_is_whole_pages_and_small_gaps():
     assert read_ahead(array, torch.tensor([9, 4, 0])) == 3 * page  # neighbours
     assert read_ahead(array, torch.tensor([200, 0, 201])) == 2 * page
     assert read_ahead(array, torch.tensor([40, 0])) == 11 * page
+    assert read_ahead(array, torch.tensor([40, 0], dtype=torch.int32)) == 11 * page  # as plans have them
     assert read_ahead(array, torch.tensor([], dtype=torch.int64)) == 0
 
 
