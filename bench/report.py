@@ -4,12 +4,10 @@ Run as a program it prints what it would say about this machine.
 """
 
 import argparse
-import ctypes
 import gc
 import json
 import platform
 import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import psutil
 import torch
 
 from fedsim.files import write_text
+from fedsim.memory import give_back_memory
 from fedsim.tracking.summary import versions
 
 BENCH = Path(__file__).resolve().parent
@@ -160,8 +159,7 @@ def release(device: torch.device) -> None:
     if device.type == "cuda":
         wait(device)
         torch.cuda.empty_cache()
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc
-        libc.malloc_trim(0)
+    give_back_memory()
 
 
 def wait(device: torch.device) -> None:

@@ -1,5 +1,6 @@
 """How much memory a run uses, has used, and could still get."""
 
+import ctypes
 import sys
 import weakref
 from pathlib import Path
@@ -40,6 +41,12 @@ def free_memory_bytes(device: torch.device) -> int:
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
     return psutil.virtual_memory().available
+
+
+def give_back_memory() -> None:
+    """Return to the system what has been freed on the host, which glibc else keeps in pieces for the next time."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def out_of_memory(error: BaseException) -> bool:

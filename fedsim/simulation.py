@@ -26,7 +26,7 @@ from fedsim.data.federated import FederatedDataset
 from fedsim.devices import Devices
 from fedsim.examine import Examiner, Examines
 from fedsim.initial_model import ModelFactory, build_model, draw_model
-from fedsim.memory import free_memory_bytes
+from fedsim.memory import free_memory_bytes, give_back_memory
 from fedsim.parts import make_server, make_uplink, poisoned, refuse_misfits, tell_biases
 from fedsim.robust import Aggregator
 from fedsim.sampling import Population, Sampler, uniform
@@ -146,6 +146,9 @@ class Simulation:
             self.own.trainer = self._make_trainer()
             set_threads(self.choice.num_threads)
             self.model.load(self.server.vector)
+        if isinstance(self.trainer, VectorizedTrainer):  # which has rows for models of its own
+            self.model.rest_on(self.server.vector)
+        give_back_memory()  # of trials, and of the module's own parameters
         self._client_state = client_state
         self._limit()
         if self.examiner.test is None and server.stops_early:

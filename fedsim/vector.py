@@ -74,7 +74,8 @@ class FlatModel:
 
     Attributes:
         module: the module itself; call it as usual.
-        vector: (P + Q,) float tensor that holds the module's state; writing to it changes the module.
+        vector: (P + Q,) float tensor that holds the module's state; writing to it changes the module. It is the model's
+            own, or after `rest_on` somebody else's, who must not find it changed.
         layout: what lies where.
     """
 
@@ -97,14 +98,14 @@ class FlatModel:
                 )
         entries = tuple(_entries(parameters, 0))
         self.layout = Layout(entries, tuple(_entries(buffers, entries[-1].stop)))
-        self.module = module
-        self.vector = torch.empty(self.layout.size, dtype=parameters[0][1].dtype, device=device)
-        views = self.layout.views(self.vector)
-        with torch.no_grad():
-            for name, tensor in (*parameters, *buffers):
-                views[name].copy_(tensor)
-                tensor.data = views[name]  # the Parameter object stays the same, so tied weights stay tied
+        self.module, self.resting = module, False
         self.parameters = [p for _, p in parameters]
+        self._named = dict((*parameters, *buffers))
+        self.vector = torch.empty(self.layout.size, dtype=parameters[0][1].dtype, device=device)
+        with torch.no_grad():
+            for name, view in self.layout.views(self.vector).items():
+                view.copy_(self._named[name])
+        self._point()
 
     @property
     def num_parameters(self) -> int:
@@ -114,8 +115,27 @@ class FlatModel:
     def device(self) -> torch.device:
         return self.vector.device
 
+    def _point(self) -> None:
+        """The module's tensors are views into `vector`."""
+        for name, view in self.layout.views(self.vector).items():
+            self._named[name].data = view  # the Parameter object stays the same, so tied weights stay tied
+
+    def rest_on(self, vector: Tensor) -> None:
+        """Be the model `vector`, (P + Q,), itself, without memory of its own, until `own` or the `load` of another."""
+        self.vector, self.resting = vector, True
+        self._point()
+
+    def own(self) -> None:
+        """Have memory of its own (again): who trains the module calls this first."""
+        if self.resting:
+            self.vector, self.resting = self.vector.clone(), False
+            self._point()
+
     def load(self, vector: Tensor) -> None:
-        """Make the module the model `vector`, (P + Q,): one copy."""
+        """Make the module the model `vector`, (P + Q,): one copy, but none where it rests on that very vector."""
+        if self.resting and vector.data_ptr() == self.vector.data_ptr():
+            return
+        self.own()
         self.vector.copy_(vector)
 
     def state_dict(self, vector: Tensor) -> dict[str, Tensor]:

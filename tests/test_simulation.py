@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ import fedsim
 from fedsim import algorithms
 from fedsim.data.federated import FederatedDataset, Split
 from fedsim.models import logistic
+from fedsim.train.plan import make_plan
 from fedsim.train.serial import SerialTrainer
+from fedsim.train.vectorized import VectorizedTrainer
 
 
 def test_simulate_returns_the_metrics_and_leaves_the_files_that_were_asked_for(make_dataset, tmp_path):
@@ -113,6 +116,30 @@ def test_a_round_that_fails_after_its_training_moves_nothing_that_clients_keep(m
     assert torch.equal(server.vector, expected.server.vector)
     others = expected.trainer.clients
     assert torch.equal(kept.read(kept.written), others.read(others.written))
+
+
+@pytest.mark.parametrize("name", ["fedavg", "ditto"])
+def test_slots_keep_no_model_beside_the_servers_and_looking_at_clients_moves_nothing(make_dataset, name):
+    simulation = fedsim.Simulation(
+        make_dataset([9, 5, 7]),
+        logistic,
+        algorithm=getattr(algorithms, name)(),
+        server=fedsim.ServerConfig(num_rounds=2, clients_per_round=3),
+        trainer=partial(VectorizedTrainer, num_slots=2),
+        device="cpu",
+    )
+    server, model = simulation.server, simulation.model
+    assert model.vector.data_ptr() == server.vector.data_ptr()
+    server.run_round()
+    before = server.vector.clone()
+    assert "client" in simulation.clients()  # with models of their own for ditto
+    own = SerialTrainer(simulation.dataset, model, simulation.algorithm, simulation.local, seed=0)
+    job = server.next_job()
+    plan = make_plan(simulation.dataset.train, job.cohort, simulation.local, seed=0, round=2)
+    own.train(plan, job.broadcast, job.scale)
+    assert torch.equal(server.vector, before)
+    assert not torch.equal(model.vector, before)
+    assert simulation.evaluate() == simulation.evaluate()
 
 
 @pytest.mark.gpu

@@ -43,6 +43,23 @@ def test_loading_is_one_copy_that_the_module_sees_and_training_writes_the_vector
     assert model.vector[27:29].tolist() == [-1, -1]
 
 
+def test_a_model_that_rests_is_the_vector_itself_until_it_loads_another():
+    model, lent = FlatModel(with_norm()), torch.arange(35.0)
+    model.rest_on(lent)
+    model.load(lent)
+    assert model.module[0].weight.data_ptr() == lent.data_ptr()
+    lent[0] = 5.0
+    assert model.module[0].weight[0, 0] == 5.0
+    model.load(torch.zeros(35))
+    assert lent[1] == 1.0
+    assert model.module[0].weight.abs().sum() == model.module[1].running_mean.abs().sum() == 0.0
+    model.rest_on(lent)
+    model.own()
+    model.module[1].running_mean.fill_(7.0)
+    assert lent[-6:-3].tolist() == [29.0, 30.0, 31.0]
+    assert torch.equal(model.vector[:-6], lent[:-6])
+
+
 def test_tied_weights_stay_tied_and_count_once():
     model = FlatModel(Tied())
     assert model.num_parameters == 9 + 3 + 3

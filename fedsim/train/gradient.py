@@ -17,6 +17,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
+from fedsim.memory import give_back_memory
 from fedsim.objective import cross_entropy
 from fedsim.rng import forked_generators
 from fedsim.train.batched import FactoredLinear, batched_twin, norms
@@ -186,6 +187,7 @@ class SlotGradient:
         )
         if self.function is None:
             self.function = self._prepare(arguments)
+            give_back_memory()  # of the trials
         with torch.no_grad():
             (parameters, at_probes), (loss_sums, buffers, seen) = self.function(*arguments)
         return Gradients(loss_sums=loss_sums, parameters=parameters, buffers=buffers, seen=seen, probes=at_probes)
@@ -194,7 +196,7 @@ class SlotGradient:
         """The function that every step calls: traced, if a trial at other sizes proves that the trace is right."""
         with forked_generators() as reseed:
             # a layer may do something else with minibatches of the run's own size
-            trials = [self._example(arguments, *sizes) for sizes in ((4, 3, 5), (1, 1, arguments[-1].shape[1]))]
+            trials = [self._example(arguments, *sizes) for sizes in ((4, 3, 4), (1, 1, arguments[-1].shape[1]))]
 
             def results(function: Callable[..., Any]) -> list[list[Tensor]]:
                 found = []

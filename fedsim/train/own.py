@@ -52,6 +52,7 @@ def own_models(
         seed: the run's seed, for the minibatches.
     """
     record = algorithm.own or Algorithm(name=algorithm.name)
+    model.own()
     data = ResidentSplit(dataset, dataset.train, model.device)
     num_steps = algorithm.own_steps
     local = replace(local.at(round + 1), num_steps=num_steps or None, straggler_share=0.0)

@@ -108,6 +108,7 @@ class SerialTrainer:
 
     def _train(self, plan: Plan, broadcast: Tensor, scale: float) -> PartialAverage:
         assert plan.num_slots == 1
+        self.model.own()
         self.model.module.train()
         record = self.algorithm.prelude if plan.prelude else self.algorithm
         assert record is not None, "this algorithm has no prelude"

@@ -23,8 +23,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# (slots, rows of history, minibatch) of the two calls.
-SIZES = ((2, 5, 11), (3, 7, 13))
+# (slots, rows of history, minibatch) of the two calls; the minibatches are small, for their activations take memory.
+SIZES = ((2, 11, 5), (3, 13, 7))
 _RATIOS = {
     math.prod(Fraction(b, a) ** p for a, b, p in zip(*SIZES, powers, strict=True)): powers
     for powers in itertools.product((-1, 0, 1), repeat=3)

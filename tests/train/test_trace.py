@@ -10,7 +10,7 @@ from torch.nn.functional import dropout
 
 from fedsim.models import logistic
 from fedsim.train.gradient import SlotGradient, Slots
-from fedsim.train.trace import trace
+from fedsim.train.trace import SIZES, trace
 
 
 def example(slots, history, batch):
@@ -37,8 +37,8 @@ def test_what_draws_random_numbers_is_not_tried():
         states.append(not torch.equal(before, torch.get_rng_state()))
     assert states == [False, True]
     torch.manual_seed(0)
-    for slots, batch in ((2, 11), (3, 13)):  # as often as the function itself draws, and no oftener
-        dropout(example(slots, 0, batch)[0], 0.5)
+    for sizes in SIZES:  # as often as the function itself draws, and no oftener
+        dropout(example(*sizes)[0], 0.5)
     once = torch.get_rng_state()
     torch.manual_seed(0)
     trace(lambda x, w: {"y": dropout(x, 0.5) * w.sum()}, example)
@@ -46,8 +46,9 @@ def test_what_draws_random_numbers_is_not_tried():
 
 
 def test_what_depends_on_the_sizes_is_refused():
+    smaller = min(batch for *_, batch in SIZES)
     with pytest.raises(RuntimeError, match="sizes"):
-        trace(lambda x, w: {"y": x[:, ::2] if x.shape[1] > 11 else x}, example)
+        trace(lambda x, w: {"y": x[:, ::2] if x.shape[1] > smaller else x}, example)
 
 
 def test_the_step_of_a_linear_model_is_short():

@@ -239,7 +239,21 @@ def test_a_share_that_fails_everywhere_ends_the_run_with_its_error(net, failing,
         net.run(simulation)
 
 
-def test_the_children_of_a_dead_scheduler_go_to_the_server(net, eventually):
+def dies(scheduler):
+    """Without a word."""
+    scheduler.worker.built = None
+    scheduler.star.door.close()
+    for link in [scheduler.worker.link, *scheduler.star.links]:
+        link.abort()
+
+
+def gives_up(scheduler):
+    """For a reason of its own, in good order: the run has not ended."""
+    scheduler.worker.link.abort()
+
+
+@pytest.mark.parametrize("ends", [dies, gives_up])
+def test_the_children_of_a_scheduler_that_ends_go_to_the_server(net, eventually, ends):
     simulation = net.simulation(net.star, num_rounds=5)
     star = simulation.transport
     net.expected = 2
@@ -251,32 +265,7 @@ def test_the_children_of_a_dead_scheduler_go_to_the_server(net, eventually):
         if round == 2:
             scheduler.worker.join_seconds, scheduler.worker.first = 0.1, ["127.0.0.1:1"]
             scheduler.worker.upstream = []
-            scheduler.worker.built = None  # it dies without a word
-            scheduler.star.door.close()
-            for link in [scheduler.worker.link, *scheduler.star.links]:
-                link.abort()
-            star.own.run_round = None
-            eventually(lambda: star.next_event(0) is None and {c.name for c in star.children} == {"w1", "w2"})
-
-    assert torch.equal(net.run(simulation, between), net.reference(num_rounds=5))
-    eventually(lambda: net.errors)
-    assert "127.0.0.1:1 does not answer" in str(net.errors[0])
-
-
-def test_the_children_of_a_scheduler_that_gives_up_go_to_the_server(net, eventually):
-    """It ends for a reason of its own, in good order: the run has not ended."""
-    simulation = net.simulation(net.star, num_rounds=5)
-    star = simulation.transport
-    net.expected = 2
-    scheduler, address = net.scheduler(star.address)
-    for _ in range(2):
-        net.worker(address)
-
-    def between(round):
-        if round == 2:
-            scheduler.worker.join_seconds, scheduler.worker.first = 0.1, ["127.0.0.1:1"]
-            scheduler.worker.upstream = []
-            scheduler.worker.link.abort()
+            ends(scheduler)
             star.own.run_round = None
             eventually(lambda: star.next_event(0) is None and {c.name for c in star.children} == {"w1", "w2"})
 
