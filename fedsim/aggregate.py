@@ -23,11 +23,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.memory import give_back_memory
+
 log = logging.getLogger("fedsim")
 
 # Elements handled at once: on a CPU, a block and its float64 temporaries stay in the processor's cache.
 _BLOCK = 1 << 17
 _BLOCK_CUDA = 1 << 24
+# Bytes of a sum for which no place is left in the pieces of the last round's memory: glibc maps it for itself. To give
+# those back takes a millisecond, less than a step of such a model.
+_LARGE = 1 << 25
 _GRID = float(1 << 44)
 # Sums of whole numbers are exact below 2^53, which is a mean of 512. Where all updates are shorter than this, it stays
 # below that, though their lengths are rounded to float32.
@@ -137,6 +142,8 @@ class OnlineAverage:
     """
 
     def __init__(self, size: int, *, scale: float, device: torch.device | str = "cpu") -> None:
+        if size * torch.float64.itemsize >= _LARGE:
+            give_back_memory()
         self.total = torch.zeros(size, dtype=torch.float64, device=device)
         self.weight = 0.0
         self.scale = scale

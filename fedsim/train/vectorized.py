@@ -16,7 +16,6 @@ from fedsim.config import LocalConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.data.resident import ResidentSplit
 from fedsim.denormals import flushed_denormals
-from fedsim.memory import give_back_memory
 from fedsim.rng import forked_generators, torch_stream
 from fedsim.train.batched import factorable, first_convolutions
 from fedsim.train.gradient import SlotGradient
@@ -34,8 +33,6 @@ from fedsim.vector import FlatModel
 
 # Bytes of samples gathered at once: on a CPU few enough to stay in its cache until they are used.
 _GATHER = {"cpu": 1 << 19, "cuda": 1 << 26}
-# From here on glibc maps a sum for itself. To give memory back takes a millisecond, less than a step of such a model.
-_LARGE_SUM = 1 << 25
 # Smaller layers gain nothing from being factored.
 _MIN_FACTORED = 1 << 17
 
@@ -132,8 +129,6 @@ class VectorizedTrainer:
             ValueError: a client's loss or update is not finite, or the model cannot be batched.
         """
         size = update_size(self._record(plan), self.model.layout)
-        if size * torch.float64.itemsize >= _LARGE_SUM:
-            give_back_memory()  # the sum finds no place in the pieces that the last round has left
         if self.uplink is None:
             average = OnlineAverage(size, scale=scale, device=broadcast.device)
         else:
