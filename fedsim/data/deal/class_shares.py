@@ -11,6 +11,8 @@ from fedsim.data.deal.base import Deal, at_most, check_labels, gather, ranges, s
 # Random variables that `dirichlet` may draw in all its tries: about a second, unless one try takes more.
 _DRAWS = 3_000_000
 _MAX_TRIES = 1000
+# Samples that a cut may lack to the next whole number, to be that number.
+_ALMOST = 1e-6
 
 
 def dirichlet(
@@ -24,9 +26,10 @@ def dirichlet(
     """Split each class in Dirichlet proportions among the clients that are not yet full.
 
     For each class in turn, p ~ Dir(alpha) over the clients; p = 0 for those that already hold N / C samples
-    or more; p renormalised; the shuffled class cut at floor(cumsum(p) n). This is tried until the smallest
-    client holds `min_samples`. A Dirichlet vector restricted to some of its entries and renormalised is again
-    Dirichlet, so p is drawn over the clients with room alone: the same law, but it never divides by zero.
+    or more; p renormalised; the shuffled class cut at floor(cumsum(p) n), where a number that lacks a millionth to the
+    next whole one is that. This is tried until the smallest client holds `min_samples`. A Dirichlet vector restricted
+    to some of its entries and renormalised is again Dirichlet, so p is drawn over the clients with room alone: the same
+    law, but it never divides by zero.
 
     Where the tries are used up (at most 1000, fewer for very many clients), the outcome is repaired, which
     departs from the law: the try that lacks fewest samples is taken, and the largest clients, levelled down
@@ -84,8 +87,10 @@ def _dirichlet_counts(class_sizes: np.ndarray, num_clients: int, rng: np.random.
         # Samples are left to deal, so the mean size is below the capacity, and some client has room.
         room = np.flatnonzero(sizes < capacity)
         shares = np.cumsum(rng.dirichlet(np.full(len(room), concentration)))
-        # Division by the last sum, rather than by 1, makes the last cut exact: rounding loses no sample.
-        cuts = (shares / shares[-1] * class_sizes[label]).astype(np.int64)
+        # Division by the last sum, rather than by 1, makes the last cut exact: rounding loses no sample. With a small
+        # alpha many sums are 1 but for the last bit, on which the processor decides: what is a whole number but for
+        # that is one.
+        cuts = (shares / shares[-1] * class_sizes[label] + _ALMOST).astype(np.int64)
         counts[label, room] = np.diff(cuts, prepend=0)
         sizes[room] += counts[label, room]
     return counts

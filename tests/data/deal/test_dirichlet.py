@@ -4,6 +4,7 @@ import time
 from itertools import pairwise
 
 import numpy as np
+import pytest
 
 from fedsim.data.deal import dirichlet
 from fedsim.data.partition import Partition
@@ -86,6 +87,32 @@ def test_smaller_alpha_makes_clients_more_different():
         for alpha in (0.01, 0.1, 1.0, 100.0)
     ]
     assert all(a > b + 0.1 for a, b in pairwise(means)), means
+
+
+class OtherProcessor:
+    """A generator whose Dirichlet vectors differ in the last bit, as those of other processors and C libraries may."""
+
+    def __init__(self, rng):
+        self.rng, self.bits = rng, np.random.default_rng(0)
+
+    def __getattr__(self, name):
+        return getattr(self.rng, name)
+
+    def dirichlet(self, alpha):
+        drawn = self.rng.dirichlet(alpha)
+        return np.nextafter(drawn, self.bits.choice([0.0, 1.0], len(drawn)))
+
+
+@pytest.mark.parametrize("alpha", [0.001, 0.01, 0.1, 1.0])
+def test_the_last_bit_of_a_draw_moves_no_sample(alpha):
+    targets = np.arange(3000) % 62
+    for seed in range(10):
+        here, there = (
+            dirichlet(targets, 30, make(stream(seed, "bits")), alpha=alpha, min_samples=1)
+            for make in (lambda rng: rng, OtherProcessor)
+        )
+        assert np.array_equal(here.offsets, there.offsets)
+        assert np.array_equal(here.order, there.order)
 
 
 def test_a_partition_that_never_ends_elsewhere_is_repaired_in_time():
