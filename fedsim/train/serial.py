@@ -169,7 +169,8 @@ class SerialTrainer:
                         else:
                             n, there = torch.tensor([counts[t]]), counts_on_device[t : t + 1]
                             losses.append(slots.advance(1, x[None], y[None], n, there)[0] / counts[t])
-                loss_sums[i] = torch.stack(losses) @ counts_on_device[first:end]
+                # not a dot product, whose last bit may depend on where in memory its arguments lie
+                loss_sums[i] = (torch.stack(losses) * counts_on_device[first:end]).sum(dtype=torch.float64)
                 if slots is not None:
                     squared_norms[i] = slots.fold(seats.some(i, i + 1), average)[0]
                 elif isinstance(average, OnlineAverage):
