@@ -109,7 +109,7 @@ class OrderWatch:
 
     def look(self, partial: PartialAverage) -> None:
         """Look at a round's average, before its mean is taken."""
-        if self.said:
+        if self.said or not partial.total.numel():
             return
         long = partial.metrics.get("long_updates", 0.0)  # where only these are so large, they have cancelled
         largest = torch.linalg.vector_norm(partial.total, math.inf).item() * partial.scale / (_GRID * partial.weight)
@@ -142,7 +142,7 @@ class OnlineAverage:
     """
 
     def __init__(self, size: int, *, scale: float, device: torch.device | str = "cpu") -> None:
-        if size * torch.float64.itemsize >= _LARGE:
+        if size * torch.float64.itemsize >= _LARGE and torch.device(device).type == "cpu":
             give_back_memory()
         self.total = torch.zeros(size, dtype=torch.float64, device=device)
         self.weight = 0.0

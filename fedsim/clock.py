@@ -136,7 +136,8 @@ class Clock:
             return Outcome(reported=cohort, seconds=0.0, started=0, lost=0)
         device, seconds = drawn(1, [""], 0, **EQUAL), 0.0
         for r in range((round - 1) * self.group_rounds + 1, round * self.group_rounds + 1):  # as in `train_group`
-            most = cohort[[self.work(cohort, r).argmax()]]
+            taken = self.work(cohort, r) + (0 if self.before is None else self.before(cohort))
+            most = cohort[[taken.argmax()]]
             seconds += float(self._seconds(device, np.zeros(1, np.int64), r, self.work(most, r), most)[0])
         started = int(np.count_nonzero(work))
         return Outcome(reported=cohort, seconds=seconds, started=started, lost=0)

@@ -137,7 +137,7 @@ def make_uplink(
         num_clients=num_clients,
         size=size,
         personal=None if personal is None else functional.pad(personal, (0, size - len(personal))),
-        like=model.vector,
+        like=model.vector.new_empty(0),
         seed=seed,
     )
     if uplink.private and algorithm.weights not in (None, equal_weights):

@@ -146,8 +146,8 @@ class Simulation:
             self.own.trainer = self._make_trainer()
             set_threads(self.choice.num_threads)
             self.model.load(self.server.vector)
-        if isinstance(self.trainer, VectorizedTrainer):  # which has rows for models of its own
-            self.model.rest_on(self.server.vector)
+        if isinstance(self.trainer, VectorizedTrainer) and not self.model.layout.buffers:
+            self.model.rest_on(self.server.vector)  # slots have rows of their own; but a buffer may move in any call
         give_back_memory()  # of trials, and of the module's own parameters
         self._client_state = client_state
         self._limit()

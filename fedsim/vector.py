@@ -121,7 +121,11 @@ class FlatModel:
             self._named[name].data = view  # the Parameter object stays the same, so tied weights stay tied
 
     def rest_on(self, vector: Tensor) -> None:
-        """Be the model `vector`, (P + Q,), itself, without memory of its own, until `own` or the `load` of another."""
+        """Be the model `vector`, (P,), itself, without memory of its own, until `own` or the `load` of another.
+
+        A call may change floating-point buffers, which are no part of such a vector.
+        """
+        assert not self.layout.buffers
         self.vector, self.resting = vector, True
         self._point()
 

@@ -141,6 +141,19 @@ def test_the_pass_before_a_round_takes_its_time(make_dataset):
     assert found[-1]["samples"] == 10, "after 22 s there are 13 s for two steps of 10 samples"
 
 
+def test_without_devices_the_longest_work_counts_the_pass_before_it():
+    """One step of 10 samples each, and before it a pass over all that a client has."""
+    clock = Clock(
+        devices=None,
+        work=of([10, 10]),
+        before=lambda clients: np.array([10, 1000])[clients],
+        download_bytes=0,
+        upload_bytes=0,
+    )
+    found = [clock.round(1, np.array(cohort)).seconds for cohort in ([0, 1], [1, 0], [1])]
+    assert found[0] == found[1] == found[2]
+
+
 def test_lost_clients_are_not_waited_for():
     """Clients 0 and 2 always give up, the slowest ones: the round ends with client 4, or later with their loss."""
     c = clock(SECONDS, dropout=[1, 0, 1, 0, 0])

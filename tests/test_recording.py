@@ -12,6 +12,7 @@ from fedsim.devices import drawn
 from fedsim.models import logistic
 from fedsim.recording import record
 from fedsim.simulation import Simulation
+from fedsim.tracking.sinks import Sinks
 from fedsim.train.choice import Choice
 from fedsim.train.serial import SerialTrainer
 
@@ -130,6 +131,20 @@ def test_a_run_that_goes_on_has_not_ended(make_dataset, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(longer, tmp_path, every=0, resume=str(tmp_path))
     assert not outcome & {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_resume_that_cannot_track_leaves_the_outcome(make_dataset, tmp_path, monkeypatch):
+    run(simulation(make_dataset([9] * 6), scaffold()), tmp_path, every=3)
+    longer = simulation(make_dataset([9] * 6), scaffold())
+    longer.config = replace(longer.config, num_rounds=ROUNDS + 3)
+
+    def refuse(self, run):
+        raise ValueError("this tracker is not installed")
+
+    monkeypatch.setattr(Sinks, "open", refuse)
+    with pytest.raises(ValueError, match="not installed"):
+        run(longer, tmp_path, every=0, resume=str(tmp_path))
+    assert {"summary.json", "clients.csv", "model.safetensors"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_a_run_that_begins_anew_leaves_nothing_of_the_one_before(make_dataset, tmp_path):

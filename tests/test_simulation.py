@@ -11,6 +11,7 @@ import torch
 
 import fedsim
 from fedsim import algorithms
+from fedsim.attacks import label_flip, sign_flip
 from fedsim.data.federated import FederatedDataset, Split
 from fedsim.models import logistic
 from fedsim.train.plan import make_plan
@@ -140,6 +141,37 @@ def test_slots_keep_no_model_beside_the_servers_and_looking_at_clients_moves_not
     assert torch.equal(server.vector, before)
     assert not torch.equal(model.vector, before)
     assert simulation.evaluate() == simulation.evaluate()
+
+
+class Counting(torch.nn.Linear):
+    """Counts its calls in a buffer, those of evaluation too."""
+
+    def __init__(self, shape, num_classes):
+        super().__init__(*shape, num_classes)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls.add_(1.0)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("trainer", [SerialTrainer, partial(VectorizedTrainer, num_slots=2)])
+def test_evaluating_a_model_that_moves_a_buffer_moves_nothing_of_the_servers(make_dataset, trainer):
+    ends = []
+    for every in (0, 1):
+        server = fedsim.ServerConfig(num_rounds=2, clients_per_round=3, evaluate_every=every)
+        made = fedsim.Simulation(make_dataset([9, 5, 7]), Counting, server=server, trainer=trainer, device="cpu")
+        list(made.rounds())
+        ends.append(made.server.vector)
+    assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("attack", [label_flip(0.5), sign_flip(0.5)])
+def test_an_attack_on_clients_that_send_nothing(make_dataset, attack):
+    server = fedsim.ServerConfig(num_rounds=2, clients_per_round=3)
+    settings = {"algorithm": algorithms.local_only(), "server": server, "attack": attack, "trainer": SerialTrainer}
+    found = list(fedsim.Simulation(make_dataset([9, 5, 7]), logistic, device="cpu", **settings).rounds())
+    assert [m["clients"] for m in found] == [3, 3]
 
 
 @pytest.mark.gpu

@@ -179,7 +179,9 @@ def batched_twin(module: nn.Module, factored: set[str], first: Set[str] = frozen
 
     The modules are copies and the parameters are not: a functional call brings its own, and a model is not kept twice.
     """
-    twin = copy.deepcopy(module, {id(p): p for p in module.parameters()}).train()
+    # a buffer that is a view would take a copy of the whole vector along
+    kept = {id(p): p for p in module.parameters()} | {id(b): b.clone() for b in module.buffers()}
+    twin = copy.deepcopy(module, kept).train()
     for name, child in list(twin.named_modules()):
         replacement: nn.Module
         if isinstance(child, nn.modules.batchnorm._BatchNorm):

@@ -52,8 +52,9 @@ class Footprint:
         """The settings that make the plan shorter, where it takes the most; else None."""
         if self.plan <= self.extra // 2:
             return None
-        steps = "local.num_epochs" if local.num_steps is None else "local.num_steps"
-        return f"{steps} (now {local.num_steps or local.num_epochs}) or server.clients_per_round"
+        name, number = ("num_epochs", local.num_epochs) if local.num_steps is None else ("num_steps", local.num_steps)
+        steps = [f"local.{name} (now {number})"] if number > 1 else []
+        return " or ".join([*steps, "server.clients_per_round"])
 
     def __str__(self) -> str:
         slots = f"{self.num_slots} slot{'s' * (self.num_slots != 1)}"
@@ -100,6 +101,7 @@ def footprint(
         broadcast: (P + Q + ...,) as in a job.
         scale: of the average.
     """
+    cohort = cohort[split.sizes[cohort] > 0]  # who has nothing to train with takes no slot
     batch, _, num_steps = count_steps(split.sizes[cohort], local)
     cohort = cohort[np.argsort(-split.sizes[cohort], kind="stable")]
     peaks = {}
@@ -124,7 +126,7 @@ def footprint(
         fixed=peaks[1] - slot,
         slot=slot + trainer.history_bytes(int(num_steps.max()), batch) if 2 in peaks else 0,
         num_slots=min(trainer.num_slots, len(cohort)),
-        plan=plan_bytes(split.sizes[cohort], local),
+        plan=plan_bytes(split.sizes[cohort], local, trainer.num_slots, whole=broadcast.is_cuda),
     )
 
 

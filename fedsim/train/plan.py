@@ -149,11 +149,21 @@ def count_steps(sizes: np.ndarray, local: LocalConfig) -> tuple[int, np.ndarray,
     return batch, steps_per_epoch, steps_per_epoch * local.num_epochs
 
 
-def plan_bytes(sizes: np.ndarray, local: LocalConfig) -> int:
-    """What a plan for clients with `sizes` (m,) samples takes, with the losses of its steps, idle places left out."""
-    batch, steps_per_epoch, steps = count_steps(sizes[sizes > 0], local)
+def plan_bytes(sizes: np.ndarray, local: LocalConfig, num_slots: int = 1, *, whole: bool = False) -> int:
+    """What a plan for clients with `sizes` (m,) samples takes, with the losses of its steps.
+
+    Args:
+        sizes, local: of a round.
+        num_slots: K.
+        whole: count the rows of idle places too: they travel to a GPU, but on a host no page of memory is behind most.
+    """
+    sizes = np.sort(sizes[sizes > 0])[::-1]
+    batch, steps_per_epoch, steps = count_steps(sizes, local)
     # of a step: rows, count and loss of 4 bytes each, two running sums of 8; of a pass: eight numbers of 8
-    return int(steps.sum()) * (4 * batch + 24) + int((-(-steps // steps_per_epoch)).sum()) * 64
+    busy, width = int(steps.sum()), min(num_slots, len(steps))
+    idle = int((_assign(steps, width)[1] + steps).max()) * width - busy
+    passes = int((-(-steps // steps_per_epoch)).sum())
+    return busy * (4 * batch + 24) + idle * (4 * batch * whole + 24) + passes * 64
 
 
 def busy_slots(steps: np.ndarray, num_slots: int) -> np.ndarray:

@@ -12,7 +12,7 @@ class Unwanted(Exception):
     """A child has sent what it was not asked for, or could not do what it was."""
 
 
-def answer(message: Message, share: Share | None, size: int | None) -> PartialAverage:
+def answer(child: Child, message: Message, share: Share | None, size: int | None) -> PartialAverage:
     """What a child has sent for the share that it was given; `size`: elements of the total, if it is known.
 
     A failure that is the node's own is noted in the share.
@@ -26,7 +26,7 @@ def answer(message: Message, share: Share | None, size: int | None) -> PartialAv
     if message.kind == "failed" and message.fields.get("blame") == "run":
         raise ValueError(str(message.fields.get("reason")))
     if message.kind == "failed":
-        share.failures.append(str(message.fields.get("reason")))
+        share.failures[child.name] = str(message.fields.get("reason"))
     if message.kind != "result":
         raise Unwanted(str(message.fields.get("reason", f"it sent {message.kind!r}")))
     try:

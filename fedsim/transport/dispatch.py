@@ -90,7 +90,7 @@ class Dispatch:
         """
         self._hand_out(make_job)
         if not self.done:
-            hopeless = bool(self.waiting) and self.waiting[0].hopeless
+            hopeless = any(share.hopeless(self.star.children) for share in self.waiting)
             nobody = (self.waiting or self.running) and all(self._late(share) for share in self.running.values())
             if hopeless or nobody:  # who could be hoped for
                 self._train_here(make_job)
@@ -131,9 +131,11 @@ class Dispatch:
                 self.lost += 1
         for child in self._idle():
             late = [s for s in self.running.values() if len(s.holders) == 1 and self._late(s)]
-            if self.waiting and not self.waiting[0].hopeless:
-                self._give(child, self.waiting[0], make_job)
-                del self.waiting[0]
+            children = self.star.children
+            share = next((s for s in self.waiting if s.suits(child) and not s.hopeless(children)), None)
+            if share is not None:
+                self._give(child, share, make_job)
+                self.waiting.remove(share)
             elif late:
                 log.info(f"{late[0].holders[0].name} is slow; {child.name} trains client {_task(late[0])[0]} as well")
                 self._give(child, late[0], make_job)
@@ -151,7 +153,7 @@ class Dispatch:
         share, child.share = child.share, None
         wanted = share is not None and self.running.get(share.number) is share
         try:
-            partial = answer(message, share, None if self.snapshot is None else len(self.snapshot[1]))
+            partial = answer(child, message, share, None if self.snapshot is None else len(self.snapshot[1]))
             if partial.rows:
                 raise Unwanted("it sent vectors of clients, and nobody asked for them")
         except Unwanted as error:
@@ -173,12 +175,13 @@ class Dispatch:
         self.done.append(Trained(client=client, version=version, partial=partial, worker=worker, seconds=seconds))
 
     def _train_here(self, make_job: MakeJob) -> None:
-        number = None if self.waiting else min(self.running)
+        number, children = None if self.waiting else min(self.running), self.star.children
+        self.waiting.sort(key=lambda share: not share.hopeless(children))
         share = self.waiting[0] if number is None else self.running[number]
         client, version = _task(share)
         if not self.alone:  # once, and not for every client
-            why = "none answers in time" if self.star.children else "no worker is left"
-            why = f"{len(share.failures)} workers failed at client {client}" if share.hopeless else why
+            why = "none answers in time" if children else "no worker is left"
+            why = f"{' and '.join(share.failures)} failed at client {client}" if share.hopeless(children) else why
             log.warning(f"{why}, the server trains clients itself")
         self.alone = True
         begin = time.monotonic()

@@ -24,11 +24,13 @@ class InProcess:
     def run_round(self, job: Job) -> PartialAverage:
         if job.group_rounds > 1:
             average = OnlineAverage(len(job.broadcast), scale=job.scale, device=job.broadcast.device)
-            partials = []
+            metrics = []
             for group in job.groups():
-                partials.append(train_group(self.run_round, group))
-                average.merge(partials[-1])
-            return average.result(add_metrics(p.metrics for p in partials))
+                partial = train_group(self.run_round, group)
+                average.merge(partial)
+                metrics.append(partial.metrics)
+                del partial  # before the next group's
+            return average.result(add_metrics(metrics))
         while True:
             plan = make_plan(
                 self.split,

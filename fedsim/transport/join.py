@@ -169,7 +169,9 @@ class Door:
         if not self.admitted <= last <= self.admitted + _MANY:
             self._tell(f"somebody who has not joined has spoilt the list of nodes that wait at {self.address}")
             self.tickets = self.store.clone()
+            self.admitted += 1 << 32  # no number twice: two nodes with one ticket would take each other for strangers
             self.tickets.set("tickets", str(self.admitted))  # who waits for an answer to another ticket draws again
+            return
         while self.admitted < last <= self.admitted + _MANY and self.open:
             if not self.free.acquire(timeout=_POLL):
                 continue

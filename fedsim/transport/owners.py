@@ -29,6 +29,7 @@ from fedsim.transport.wire import Message
 log = logging.getLogger("fedsim")
 
 _POLL = 0.25  # seconds
+_TRIES = 2  # in a round, for a worker that fails
 
 
 class Owners:
@@ -111,6 +112,7 @@ class Owners:
         average: OnlineAverage | None = None
         metrics: list[dict[str, float]] = []
         before: dict[Child, tuple[int, int]] = {}
+        failures: dict[str, list[str]] = {}  # by the worker's name: it joins again after each
         while True:
             self._seat()
             for child in [c for c in running if c not in self.star.children]:
@@ -118,12 +120,14 @@ class Owners:
             for child, held in self.seats.items():
                 before.setdefault(child, child.link.traffic)
                 mine = left & np.isin(job.cohort, held)
-                if mine.any() and child.share is None:
+                if mine.any() and child.share is None and len(failures.get(child.name, ())) < _TRIES:
                     running[child] = self._ask(child, job.part(mine))
                     left &= ~mine
             if not running and average is not None:
                 break
             if not running and time.monotonic() > deadline:
+                for name, reasons in failures.items():
+                    raise ValueError(f"round {job.round}: {name} failed {len(reasons)} times: {reasons[-1]}")
                 raise ValueError(
                     f"round {job.round}: no worker that holds a client of the cohort was there for "
                     f"{self.join_seconds:g} s; start them, and go on with checkpoint.resume"
@@ -135,9 +139,10 @@ class Owners:
                 child, message = event
                 share, child.share = running.pop(child, None), None
                 try:
-                    partial = answer(message, share, None if average is None else len(average.total))
+                    partial = answer(child, message, share, None if average is None else len(average.total))
                 except Unwanted as error:
                     self.star.drop(child, str(error))
+                    failures.setdefault(child.name, []).append(str(error))
                     left |= np.isin(job.cohort, [] if share is None else share.job.cohort)
                     continue
                 average = average or OnlineAverage(len(partial.total), scale=job.scale)
@@ -178,11 +183,11 @@ class Owners:
                 child.link.send(Message(kind="evaluate", tensors={"vector": vector.cpu()}))
                 child.begun = time.monotonic()
                 asked.add(child)
-        num_asked = len(asked)
+        answered = 0
         while asked := {child for child in asked if child in self.star.children}:
             event = self.star.next_event(_POLL)
             if event is None:
-                if len(asked) < num_asked:
+                if answered:
                     self._give_up(asked)
                 continue
             child, message = event
@@ -191,6 +196,7 @@ class Owners:
                 self.star.drop(child, f"it answered {message.kind!r} where metrics were asked")
                 continue
             asked.remove(child)
+            answered += 1
             taken += message.fields["samples"] > 0
             sums = {name: sums[name] + message.fields[name] for name in SUMS}
         figures: dict[str, float] = {

@@ -3,13 +3,14 @@
 A share is lost when its node is gone; its clients are then divided again among the nodes that have nothing to do, or
 trained here. A share that takes too long is given to another node as well, and the first answer counts. Neither shows
 in the result: a client's update does not depend on who computes it, and the sum of updates not on their order. A share
-in which two nodes have failed would fail anywhere: it is trained here, where its error is seen, or, on a scheduler, the
-failure goes up. What clients keep goes with their share and comes back with its result (`fedsim.transport.carry`).
+in which a node has failed goes to another one. Where two nodes have, or all that there are, it would fail anywhere: it
+is trained here, where its error is seen, or, on a scheduler, the failure goes up. What clients keep goes with their
+share and comes back with its result (`fedsim.transport.carry`).
 """
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ log = logging.getLogger("fedsim")
 
 _POLL = 0.25  # seconds between looks for shares that take too long
 _MIN_SLOW = 1.0  # seconds: below, nothing is called slow
-_MOST_FAILURES = 2  # of nodes that trained a share, before it is the share that is blamed
+_MOST_FAILURES = 2  # nodes that failed in a share, before it is the share that is blamed
 _OWN_PIECES = 8  # what nobody else can train is trained here in pieces, so that whoever joins meanwhile gets some
 
 
@@ -77,18 +78,22 @@ class Share:
         job: what is trained.
         number: of this share in the run.
         holders: who trains it.
-        failures: what nodes that could not train its clients gave as the reason; a node that was lost gives none.
+        failures: by name, what nodes that could not train its clients gave as the reason; who was lost gives none.
     """
 
     job: Job
     number: int = -1
     holders: list[Child] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def hopeless(self) -> bool:
-        """Whether no other node should try it."""
-        return len(self.failures) >= _MOST_FAILURES
+    def suits(self, child: Child) -> bool:
+        """Whether this node may try it: it has not failed in it."""
+        return child.name not in self.failures
+
+    def hopeless(self, children: Sequence[Child]) -> bool:
+        """Whether no other of these nodes should try it."""
+        everybody = bool(self.failures and children) and not any(self.suits(child) for child in children)
+        return everybody or len(self.failures) >= _MOST_FAILURES
 
     @property
     def work(self) -> float:
@@ -135,10 +140,10 @@ class Round:
                 self._next(0)
             before |= {child: (0, 0) for child in star.children if child not in before}
             self._recall()
-            if any(share.hopeless for share in self.waiting):
+            self._hand_out()
+            if any(share.hopeless(star.children) for share in self.waiting):
                 self._train_here()
                 continue
-            self._hand_out()
             if not (self.waiting or self.running):
                 break
             if (self.running and not self._all_overdue()) or (star.own is None and star.num_workers):
@@ -168,8 +173,15 @@ class Round:
 
     def _hand_out(self) -> None:
         idle = [c for c in self.star.children if c.share is None and c.workers > 0]
+        for share in [s for s in self.waiting if s.failures and not s.hopeless(self.star.children)]:
+            other = next((child for child in idle if share.suits(child)), None)
+            if other is not None:
+                idle.remove(other)
+                self.waiting.remove(share)
+                self._give(other, share)
         if not idle:
             return
+        blamed, self.waiting = [s for s in self.waiting if s.failures], [s for s in self.waiting if not s.failures]
         if self.waiting:
             usual = self._usual_speed() or 1.0
             speeds = [(c.speed or usual) * c.workers for c in idle]
@@ -179,15 +191,12 @@ class Round:
                 self.waiting = [s for s in self.waiting if all(s is not taken for _, taken in chosen)]
             else:
                 whole = _joined(s.job for s in self.waiting)
-                failures = max((s.failures for s in self.waiting), key=len)
                 parts = [self._fitting(part, whole.sizes) for part in divide(whole.sizes, speeds)]
                 left = np.ones(len(whole.cohort), bool)
                 left[np.concatenate(parts)] = False
-                self.waiting = [Share(job=whole.part(left), failures=failures)] if left.any() else []
+                self.waiting = [Share(job=whole.part(left))] if left.any() else []
                 chosen = [
-                    (child, Share(job=whole.part(part), failures=list(failures)))
-                    for child, part in zip(idle, parts, strict=True)
-                    if len(part)
+                    (child, Share(job=whole.part(part))) for child, part in zip(idle, parts, strict=True) if len(part)
                 ]
             for child, share in chosen:
                 self._give(child, share)
@@ -195,7 +204,9 @@ class Round:
             for child in idle:
                 if child.share is None:
                     child.pace.passed_over(fastest)
+            self.waiting += blamed
             return
+        self.waiting = blamed
         usual = self._usual_speed()
         late = [s for s in self.running.values() if len(s.holders) == 1 and s.overdue(self.star, usual)]
         if late:
@@ -239,7 +250,7 @@ class Round:
             child.workers = 0
         else:
             reason = str(message.fields.get("reason", f"it sent {message.kind!r}"))
-            share.failures.append(reason)
+            share.failures[child.name] = reason
             self.star.drop(child, reason)
 
     def _usual_speed(self) -> float | None:
@@ -253,11 +264,11 @@ class Round:
         return self.star.own is not None and all(s.overdue(self.star, usual) for s in shares)
 
     def _train_here(self) -> None:
-        own = self.star.own
-        self.waiting.sort(key=lambda share: share.hopeless)  # the last one is trained
+        own, children = self.star.own, self.star.children
+        self.waiting.sort(key=lambda share: share.hopeless(children))  # the last one is trained
         if own is None:
-            if self.waiting and self.waiting[-1].hopeless:
-                raise RuntimeError(self.waiting[-1].failures[-1])
+            if self.waiting and self.waiting[-1].hopeless(children):
+                raise RuntimeError([*self.waiting[-1].failures.values()][-1])
             raise NoWorkers("no worker is left below this node")
         if self.waiting:
             share = self.waiting.pop()
@@ -269,8 +280,8 @@ class Round:
         else:
             share = self.running.pop(min(self.running))
         if not self.alone:  # once a round
-            why = "none answers in time" if self.star.children else "no worker is left"
-            why = f"{_MOST_FAILURES} workers failed in the same share" if share.hopeless else why
+            why = "none answers in time" if children else "no worker is left"
+            why = f"{' and '.join(share.failures)} failed in the same share" if share.hopeless(children) else why
             log.warning(f"round {share.job.round}: {why}, the server trains clients itself")
         self.alone = True
         partial = own.run_round(replace(share.job, broadcast=self.vector))

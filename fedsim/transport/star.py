@@ -71,7 +71,7 @@ class Star:
         self.links: list[Link] = []  # to the children, and to nodes that are being checked
         self.lock = threading.Lock()  # of `links`: each node is let in by a thread of its own
         self.events: queue.Queue[tuple[Child, Message | Lost | None]] = queue.Queue()
-        self.num_shares = 0
+        self.num_shares, self.abandoned = 0, False
         self.door = Door(listener, secret=secret, timeout=timeout, welcome=self._admit)
 
     @property
@@ -158,6 +158,7 @@ class Star:
 
     def abandon(self) -> None:
         """End without a word: the run goes on, and the children turn to the other addresses that they know."""
+        self.abandoned = True
         self.door.close()
         with self.lock:
             links, self.links = self.links, []
@@ -169,8 +170,11 @@ class Star:
     def _admit(self, link: Link, about: dict[str, Any]) -> None:
         """The connection check: nothing is trained before both sides agree on what."""
         with self.lock:
-            if not self.door.open:  # the run has ended meanwhile
-                link.close(Message(kind="end"))
+            if not self.door.open:  # the run, or this node's part in it, has ended meanwhile
+                if self.abandoned:
+                    link.abort()
+                else:
+                    link.close(Message(kind="end"))
                 return
             self.links = [known for known in self.links if not known.lost] + [link]
         refusal = self.identity.objection(about.get("claims"), str(about.get("version")))

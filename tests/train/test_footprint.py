@@ -14,7 +14,7 @@ from fedsim.algorithms import ditto, fedavg, mime, scaffold
 from fedsim.config import LocalConfig, ServerConfig
 from fedsim.data.federated import Split
 from fedsim.memory import TensorMeter, out_of_memory
-from fedsim.models import leaf_cnn, mlp
+from fedsim.models import leaf_cnn, logistic, mlp
 from fedsim.simulation import Simulation
 from fedsim.train.footprint import Footprint, require
 from fedsim.train.plan import make_plan, plan_bytes
@@ -121,6 +121,17 @@ def test_the_prediction_is_within_ten_percent_of_the_resident_memory(tmp_path):
     assert predicted == pytest.approx(peak, rel=0.1)
 
 
+def test_who_has_nothing_to_train_with_takes_no_slot(make_dataset):
+    needed = []
+    for sizes in ([20] * 4, [20] * 4 + [0] * 60):
+        server = ServerConfig(clients_per_round=len(sizes))
+        trainer = partial(VectorizedTrainer, num_slots=64)
+        found = Simulation(make_dataset(sizes), logistic, server=server, trainer=trainer, device="cpu").footprint()
+        needed.append((found.num_slots, found.slot, found.plan))
+    assert needed[0] == needed[1]
+    assert needed[0][0] == 4
+
+
 def test_what_does_not_fit_is_refused_with_three_settings():
     needed = Footprint(held=0, fixed=10 << 20, slot=1 << 20, num_slots=30)
     require(needed, 40 << 20, LocalConfig())
@@ -138,7 +149,12 @@ def test_a_plan_is_counted_and_what_makes_it_long_is_named():
     steps = 3 * 1000 + 1000
     assert plan.rows.nbytes + plan.counts.nbytes == 4 * 11 * steps
     assert plan_bytes(sizes, local) == 4 * 11 * steps + (4 + 8 + 8) * steps + 64 * 2 * 1000
+    beside = make_plan(split, np.arange(3), local, seed=0, round=1, num_slots=2)  # 2,000 idle places
+    assert beside.rows.nbytes + beside.counts.nbytes == 4 * 11 * (steps + 2000)
+    idle = {whole: plan_bytes(sizes, local, 9, whole=whole) - plan_bytes(sizes, local) for whole in (False, True)}
+    assert idle == {False: 24 * 2000, True: (40 + 24) * 2000}
     needed = Footprint(held=0, fixed=10 << 20, slot=1 << 20, num_slots=3, plan=100 << 20)
+    assert needed.fewer_steps(LocalConfig(num_epochs=1)) == "server.clients_per_round"
     assert "100 MiB for the plan" in str(needed)
     with pytest.raises(ValueError, match=r"lower local.num_epochs \(now 1000\) or server.clients_per_round"):
         require(needed, 112 << 20, local)

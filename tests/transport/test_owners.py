@@ -326,3 +326,23 @@ def test_a_run_without_anybody_says_so(deployment):
     with pytest.raises(ValueError, match=r"round 1: no worker that holds a client of the cohort was there for 0.1 s"):
         next(simulation.rounds())
     simulation.close()
+
+
+def test_a_worker_that_fails_again_and_again_is_told_with_its_reason(deployment):
+    tries = []
+
+    def wrap(own):
+        def run_round(job):
+            tries.append(job.round)
+            raise RuntimeError("no memory left on this one")
+
+        return SimpleNamespace(run_round=run_round, close=own.close)
+
+    owners = deployment.open(1, join_seconds=3.0)
+    deployment.worker(owners, "a", [0, 1], wrap=wrap)
+    owners.gather()
+    simulation = deployment.simulation(owners, server=server(1, 2))
+    with pytest.raises(ValueError, match=r"round 1: a failed 2 times: RuntimeError: no memory left on this one"):
+        next(simulation.rounds())
+    simulation.close()
+    assert tries == [1, 1]

@@ -239,6 +239,44 @@ def test_a_share_that_fails_everywhere_ends_the_run_with_its_error(net, failing,
         net.run(simulation)
 
 
+class Broken:
+    """Fails at whatever it is given."""
+
+    def __init__(self, own):
+        self.close = own.close
+
+    def run_round(self, job):
+        raise RuntimeError("no memory left on this one")
+
+
+def test_what_one_worker_fails_at_waits_for_another_one(net, eventually):
+    """It joins again at once, alone without work while the other trains: its failures are still those of one."""
+    simulation = net.simulation(net.star, num_rounds=3)
+    star = net.stars[0]
+    net.expected, failed = 2, threading.Event()
+    net.worker(star.address, wrap=Broken)
+
+    class Late:
+        def __init__(self, own):
+            self.own, self.close = own, own.close
+
+        def run_round(self, job):
+            failed.wait(10)
+            eventually(lambda: len(star.children) == 2)  # the other one is there again
+            time.sleep(0.3)
+            return self.own.run_round(job)
+
+    net.worker(star.address, wrap=Late)
+    drop = star.drop
+
+    def dropped(child, reason):
+        drop(child, reason)
+        failed.set()
+
+    star.drop, star.own.run_round = dropped, None
+    assert torch.equal(net.run(simulation), net.reference(num_rounds=3))
+
+
 def dies(scheduler):
     """Without a word."""
     scheduler.worker.built = None
@@ -323,7 +361,7 @@ def test_a_spoilt_list_of_nodes_that_wait_does_not_close_the_door(net, eventuall
     stranger = TCPStore(host, int(port), None, False, wait_for_workers=False)
     for i, spoilt in enumerate(["text", str(2**62), str(2**63 - 1), "-3"]):
         stranger.set("tickets", spoilt)
-        eventually(lambda i=i: stranger.get("tickets") == str(i).encode())
+        eventually(lambda i=i: stranger.get("tickets") == str((i + 1 << 32) + i).encode())
         net.worker(star.address)
         net.await_children(i + 1)
     assert sum("has spoilt the list" in record.message for record in caplog.records) == 1
