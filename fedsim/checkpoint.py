@@ -48,6 +48,8 @@ class Checkpoint:
         dataset: `FederatedDataset.fingerprint` of its data.
         clients: `ClientVectors.snapshot` of each of the clients' vectors, by name.
         clock: virtual time, and who is at work, of runs with devices.
+        accuracies: of the evaluations so far, which the stop rule reads.
+        directory: where it was read from; None: it was not.
     """
 
     round: int
@@ -58,6 +60,8 @@ class Checkpoint:
     uplink: dict[str, Tensor] = field(default_factory=dict)
     clients: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     clock: dict[str, Tensor] = field(default_factory=dict)
+    accuracies: tuple[float, ...] = ()
+    directory: Path | None = None
 
     def save(self, directory: Path) -> None:
         """Write `directory/checkpoint.safetensors` in the place of the one before.
@@ -66,6 +70,7 @@ class Checkpoint:
             OSError: the disk is full or not writable; the checkpoint before is still whole.
         """
         about = {"format": _FORMAT, "round": self.round, "config": self.config, "dataset": self.dataset}
+        about["accuracies"] = self.accuracies
         tensors = {"vector": self.vector, **{f"state.{name}": t for name, t in self.state.items()}}
         tensors |= {f"clock.{name}": t for name, t in self.clock.items()}
         tensors |= {f"uplink.{name}": t for name, t in self.uplink.items()}
@@ -93,7 +98,7 @@ class Checkpoint:
         Raises:
             ValueError: there is none, or it is damaged.
         """
-        path = directory / FILE
+        path = Path(directory) / FILE
         if not path.is_file():
             raise ValueError(
                 f"checkpoint.resume={directory}: no {FILE} there; give the directory of a run that wrote one"
@@ -124,6 +129,8 @@ class Checkpoint:
             uplink=uplink,
             clients=clients,
             clock=clock,
+            accuracies=tuple(about.get("accuracies", ())),
+            directory=Path(directory),
         )
 
     def check(self, config: dict[str, Any], dataset: str) -> None:

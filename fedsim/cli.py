@@ -27,7 +27,7 @@ from fedsim import sweep
 from fedsim.choices import keep_own_options
 from fedsim.compose import conf_dir, plain_values, schema, validated
 from fedsim.config import Config
-from fedsim.explain import explain
+from fedsim.explain import explain, where
 from fedsim.files import CHECKPOINT, holds_run, in_use
 from fedsim.signals import ends_at_a_signal, exit_code
 
@@ -110,9 +110,8 @@ def _debugging() -> bool:
 
 
 def _tell(error: BaseException) -> None:
-    _mistakes.append(explain(error, conf_dir()))
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        _write(logging.ERROR, _mistakes[-1])  # a launcher's jobs may print where nobody looks
+    _mistakes.append(explain(error, conf_dir()) + where(error))
+    _write(logging.ERROR, _mistakes[-1])  # a launcher's jobs may print where nobody looks
     print(f"fedsim: error: {_mistakes[-1]}", file=sys.stderr)
 
 
@@ -219,7 +218,7 @@ def _simulate(config: Config, plain: dict[str, Any], place: Any, directory: Path
                 threads = f"{row['num_threads']} thread{'s' * (row['num_threads'] != 1)}"
                 cost = f"{row['round_seconds']:.3g} s and {row['round_mib']:,.0f} MiB a round"
                 log.info(f"  {row['trainer']}, {threads}: {cost}")
-        summary = recording.record(
+        summary = recording.record_into(
             simulation,
             directory,
             config=plain,

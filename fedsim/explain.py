@@ -2,7 +2,10 @@
 
 import difflib
 import re
+import site
 import sys
+import sysconfig
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -89,6 +92,19 @@ def explain(error: BaseException, conf: Path) -> str:
     key = re.search(r"full_key: (\S+)", text)
     first = _of_another_type(text.splitlines()[0]) if text else type(error).__name__
     return _told_of(key[1], first) if key else " ".join(text.split())
+
+
+def where(error: BaseException) -> str:
+    """ " (KIND in FILE, line N)" where a part of the user's own has raised the error; else nothing."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    ours, libraries = Path(__file__).parent, (*site.getsitepackages(), sysconfig.get_path("stdlib"))
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if ours in Path(frame.filename).parents:
+            return ""
+        if not frame.filename.startswith(("<", *libraries)):
+            return f" ({type(error).__name__} in {Path(frame.filename).name}, line {frame.lineno})"
+    return ""
 
 
 def _told_of(key: str | None, line: str) -> str:

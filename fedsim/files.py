@@ -83,7 +83,7 @@ def in_use(directory: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
-                f"{directory} is in use by another run; give another hydra.run.dir, or wait for its end"
+                f"{directory} is in use by another run; give another directory (hydra.run.dir), or wait for its end"
             ) from None
         except (ImportError, OSError) as error:
             log.debug(f"{directory} cannot be locked ({error})")

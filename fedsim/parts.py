@@ -29,6 +29,27 @@ from fedsim.vector import FlatModel, Layout
 log = logging.getLogger("fedsim")
 
 
+def refuse_kinds(algorithm: object, local: object, server: object, aggregator: object, transforms: object) -> None:
+    """Refuse parts of a run that are something else, such as a factory in the place of what it makes.
+
+    Raises:
+        ValueError: says what is expected.
+    """
+    expected = [
+        ("algorithm", algorithm, Algorithm, "fedprox(0.1)"),
+        ("local", local, LocalConfig, "LocalConfig(learning_rate=0.1)"),
+        ("server", server, ServerConfig, "ServerConfig(num_rounds=100)"),
+        ("transforms", transforms, Sequence, "[clip(1.0)]"),
+    ]
+    expected += [] if aggregator is None else [("aggregator", aggregator, Aggregator, "median()")]
+    if isinstance(transforms, Sequence):
+        expected += [("transforms", transform, Transform, "[clip(1.0)]") for transform in transforms]
+    for name, value, kind, example in expected:
+        if not isinstance(value, kind):
+            given = repr(value) if isinstance(value, str) else getattr(value, "__name__", type(value).__name__)
+            raise ValueError(f"{name} must be {kind.__name__}, for example {name}={example}; got {given}")
+
+
 def refuse_misfits(
     algorithm: Algorithm,
     server: ServerConfig,

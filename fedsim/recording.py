@@ -18,6 +18,7 @@ from fedsim.config import CheckpointConfig, EvaluateConfig, TrackingConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.data.outline import outline
 from fedsim.evaluate import spread
+from fedsim.files import holds_run, in_use
 from fedsim.initial_model import ModelFactory
 from fedsim.sampling import cohort_size
 from fedsim.simulation import Simulation
@@ -47,29 +48,70 @@ def record(
     Args:
         simulation: the run.
         directory: the run directory; with `checkpoint.resume` the one to continue.
-        config: resolved configuration as plain values, for config.yaml and the checkpoint.
+        config: resolved configuration as plain values, for config.yaml and the checkpoint; None: what the simulation
+            says of itself (`Simulation.settings`).
         evaluate, tracking, checkpoint: settings.
         about: more for summary.json; its "name" is the run's for the sinks.
         sinks: trackers beside the files, by name.
 
     Returns:
         The content of summary.json.
+
+    Raises:
+        ValueError: the directory holds a run, or one is at work in it; what is to be resumed is another run or lies
+            elsewhere; a client's loss or update is not finite.
     """
+    directory = Path(directory)
+    if checkpoint.resume is None and holds_run(directory):
+        raise ValueError(
+            f"{directory} already holds a run; give another directory, or "
+            f"checkpoint=CheckpointConfig(resume={str(directory)!r}) to continue it"
+        )
+    with in_use(directory):
+        return record_into(
+            simulation,
+            directory,
+            config=config,
+            evaluate=evaluate,
+            tracking=tracking,
+            checkpoint=checkpoint,
+            about=about,
+            sinks=sinks,
+        )
+
+
+def record_into(
+    simulation: Simulation,
+    directory: Path,
+    *,
+    config: dict[str, Any] | None = None,
+    evaluate: EvaluateConfig = EvaluateConfig(),  # noqa: B008
+    tracking: TrackingConfig = TrackingConfig(),  # noqa: B008
+    checkpoint: CheckpointConfig = CheckpointConfig(),  # noqa: B008
+    about: dict[str, Any] | None = None,
+    sinks: Mapping[str, SinkFactory] | None = None,
+) -> dict[str, Any]:
+    """`record` for a caller who has the directory for itself, and whose new run may take the place of one in it."""
+    if checkpoint.resume is not None and Path(checkpoint.resume).resolve() != directory.resolve():
+        raise ValueError(
+            f"checkpoint.resume={checkpoint.resume}: a run goes on where it lies, and the run directory is "
+            f"{directory}: leave hydra.run.dir out, or copy the run there first"
+        )
     with Sinks(sinks or {}, simulation.model.device) as tracked:
+        config = config or simulation.settings()
         return _record(simulation, directory, config, evaluate, tracking, checkpoint, about, tracked)
 
 
 def _record(
     simulation: Simulation,
     directory: Path,
-    config: dict[str, Any] | None,
+    config: dict[str, Any],
     evaluate: EvaluateConfig,
     tracking: TrackingConfig,
     checkpoint: CheckpointConfig,
     about: dict[str, Any] | None,
     tracked: Sinks,
 ) -> dict[str, Any]:
-    config = config or {}
     if checkpoint.resume is not None and (begun := read_trainer(directory)) is not None:
         # before anything else: another trainer has client vectors of its own
         simulation.use(Choice(**begun, reason="as begun"))
@@ -93,8 +135,7 @@ def _record(
     tracked.open(Run(name=name, directory=directory, config=config, clients=clients, done=server.round))
     if server.round < num_rounds and simulation.config.stop(simulation.accuracies) is None:
         files.forget_outcome()
-    if config:
-        files.write_config(config)
+    files.write_config(config)
     files.write_partition(outline(simulation.dataset))
     saved = server.round
     shown = False if tracking.quiet else tracking.progress

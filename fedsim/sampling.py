@@ -243,6 +243,23 @@ def fixed(population: Population, clients_per_round: int | float, cohorts: Seque
     return sample
 
 
+def checked(cohort: object, num_clients: int) -> np.ndarray:
+    """(m,) the cohort that a sampler has given.
+
+    Raises:
+        ValueError: it is not the numbers of m different clients.
+    """
+    found = np.asarray(cohort)
+    if found.ndim != 1 or (found.dtype.kind not in "iu" and len(found)):
+        what = f"{type(cohort).__name__} of {found.dtype} and shape {found.shape}"
+        raise ValueError(f"a sampler must give the numbers of clients as (m,) integers; it gave {what}")
+    if len(found) and (found.min() < 0 or found.max() >= num_clients or len(np.unique(found)) < len(found)):
+        raise ValueError(
+            f"a sampler must give numbers of different clients from 0 to {num_clients - 1}; it gave {found[:8]} ..."
+        )
+    return found.astype(np.int64, copy=False)
+
+
 def _some_of(there: np.ndarray, size: int, seed: int, round: int, remedy: str) -> np.ndarray:
     """At most `size` of the clients that are there, uniformly, sorted."""
     if len(there) == 0:

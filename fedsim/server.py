@@ -16,7 +16,7 @@ from fedsim.clock import Clock
 from fedsim.config import ScheduleConfig, ServerConfig
 from fedsim.denormals import flushed_denormals
 from fedsim.memory import peak_memory_bytes
-from fedsim.sampling import Sampler
+from fedsim.sampling import Sampler, checked
 from fedsim.transport.base import Job, Transport
 from fedsim.uplink import Uplink
 
@@ -76,7 +76,7 @@ class Server:
         """
         begin = time.perf_counter()
         round = self.round + 1
-        cohort = self.sampler(self.seed, round)
+        cohort = checked(self.sampler(self.seed, round), len(self.sizes))
         outcome = None if self.clock is None else self.clock.round(round, cohort)
         max_steps = None
         if outcome is not None:

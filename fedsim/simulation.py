@@ -7,6 +7,7 @@ for metrics in simulation.rounds():
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from fedsim.devices import Devices
 from fedsim.examine import Examiner, Examines
 from fedsim.initial_model import ModelFactory, build_model, draw_model
 from fedsim.memory import free_memory_bytes, give_back_memory
-from fedsim.parts import make_server, make_uplink, poisoned, refuse_misfits, tell_biases
+from fedsim.parts import make_server, make_uplink, poisoned, refuse_kinds, refuse_misfits, tell_biases
 from fedsim.robust import Aggregator
 from fedsim.sampling import Population, Sampler, uniform
 from fedsim.server import Metrics, Server, refuse_half_a_round, rounds
@@ -96,6 +97,7 @@ class Simulation:
         device: str = "auto",
     ) -> None:
         algorithm = algorithm or fedavg()
+        refuse_kinds(algorithm, local, server, aggregator, transforms)
         refuse_misfits(algorithm, server, sampler, elsewhere=transport is not None, timed=devices is not None)
         dataset = poisoned(dataset, attack, seed)
         self.dataset, self.config, self.seed, self.algorithm, self.local = dataset, server, seed, algorithm, local
@@ -274,8 +276,22 @@ class Simulation:
         """(n,) mean loss of the global model on the training samples of these clients (n,), each with some."""
         return self.examiner.training_losses(self.server.vector, clients)
 
-    def checkpoint(self, config: dict[str, Any]) -> Checkpoint:
+    def settings(self) -> dict[str, Any]:
+        """What this run is made with, as plain values: for a run without a configuration of its own."""
+        named = {"algorithm": self.algorithm.name, "model": type(self.model.module).__name__}
+        return {
+            "name": f"{self.dataset.name}_{self.algorithm.name}",
+            "seed": self.seed,
+            **{part: {"name": name} for part, name in named.items()},
+            "local": asdict(self.local),
+            "server": asdict(self.config),
+        }
+
+    def checkpoint(self, config: dict[str, Any] | None = None) -> Checkpoint:
         """The state after the last finished round.
+
+        Args:
+            config: of the run, as plain values, which `restore` compares; None: `settings`.
 
         Raises:
             ValueError: the round after it was broken off while it moved the model.
@@ -286,26 +302,42 @@ class Simulation:
             round=server.round,
             vector=server.vector,
             state=server.state,
-            config=config,
+            config=config or self.settings(),
             dataset=self.dataset.fingerprint(),
             uplink={} if self.uplink is None else self.uplink.snapshot(),
             clients={name: state.snapshot() for name, state in self.client_states.items()},
             clock={} if server.clock is None else server.clock.state_dict(),
+            accuracies=tuple(self.accuracies),
         )
 
-    def save(self, directory: Path, config: dict[str, Any]) -> None:
-        """Write the checkpoint of the last finished round into `directory`."""
+    def save(self, directory: str | Path, config: dict[str, Any] | None = None) -> None:
+        """Write the checkpoint of the last finished round into `directory`, and beside it what clients keep."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        for state in self.client_states.values():
+            if state.directory is None:
+                state.locate(directory / "client_state")
         self.checkpoint(config).save(directory)
         for state in self.client_states.values():
             state.confirm()
 
-    def restore(self, checkpoint: Checkpoint, config: dict[str, Any]) -> None:
-        """Continue from a checkpoint of the same run.
+    def restore(self, checkpoint: Checkpoint, config: dict[str, Any] | None = None) -> None:
+        """Continue from a checkpoint of the same run: `restore(Checkpoint.load(directory, "cpu"))`.
+
+        Args:
+            checkpoint: of `save`.
+            config: as it was given to `save`.
 
         Raises:
             ValueError: it is of another run.
         """
-        checkpoint.check(config, self.dataset.fingerprint())
+        checkpoint.check(config or self.settings(), self.dataset.fingerprint())
+        if checkpoint.vector.shape != self.server.vector.shape or checkpoint.state.keys() != self.server.state.keys():
+            raise ValueError("checkpoint.resume: the checkpoint is of another model or algorithm")
+        for state in self.client_states.values():
+            if state.directory is None and checkpoint.directory is not None:
+                state.locate(checkpoint.directory / "client_state")
+        self.accuracies = [*checkpoint.accuracies]
         self.server.vector.copy_(checkpoint.vector)
         self.server.state = checkpoint.state
         self.server.round = checkpoint.round

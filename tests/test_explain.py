@@ -3,7 +3,8 @@
 import pytest
 
 from fedsim.cli import conf_dir
-from fedsim.explain import explain, known_keys, unknown
+from fedsim.config import LocalConfig
+from fedsim.explain import explain, known_keys, unknown, where
 
 
 @pytest.mark.parametrize(
@@ -24,6 +25,17 @@ from fedsim.explain import explain, known_keys, unknown
 def test_near_names(key, line):
     known = ["local", "local.momentum", "local.learning_rate", "local.num_epochs", "device", "algorithm"]
     assert unknown(key, [*known, "algorithm._target_"]) == line
+
+
+def test_an_error_in_a_part_of_ones_own_is_told_with_its_place():
+    for call, place in (
+        (lambda: [1][5], " (IndexError in test_explain.py, line "),
+        (lambda: LocalConfig(momentum=2), ""),
+    ):
+        with pytest.raises((IndexError, ValueError)) as raised:
+            call()
+        assert where(raised.value).startswith(place)
+        assert bool(where(raised.value)) == bool(place)
 
 
 def test_an_experiment_without_its_plus_is_told_with_its_name(monkeypatch):

@@ -1,16 +1,18 @@
 """An interrupt (Ctrl-C) at any moment: what is saved then is of one round, and a resume ends as the unbroken run."""
 
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 
-from fedsim.algorithms import Algorithm, fedbuff, scaffold
+from fedsim.algorithms import Algorithm, fedavg, fedbuff, scaffold
 from fedsim.checkpoint import Checkpoint
 from fedsim.config import CheckpointConfig, LocalConfig, ServerConfig, TrackingConfig
 from fedsim.devices import drawn
+from fedsim.files import in_use
 from fedsim.models import logistic
-from fedsim.recording import record
+from fedsim.recording import record, record_into
 from fedsim.simulation import Simulation
 from fedsim.tracking.sinks import Sinks
 from fedsim.train.choice import Choice
@@ -151,9 +153,55 @@ def test_a_run_that_begins_anew_leaves_nothing_of_the_one_before(make_dataset, t
     """Else a resume would join the checkpoint of one run to the rows of another."""
     dataset, directory = make_dataset([9] * 6), tmp_path / "run"
     run(simulation(dataset, scaffold()), directory, every=3)
+    with pytest.raises(ValueError, match="already holds a run"):
+        run(simulation(dataset, scaffold()), directory, every=3)
     made = simulation(dataset, scaffold())
     break_off(made, "server_step", round=2)
-    with pytest.raises(KeyboardInterrupt):
-        run(made, directory, every=3)
+    with pytest.raises(KeyboardInterrupt):  # as Slurm begins a job anew
+        record_into(made, directory, config={"a": 1}, checkpoint=CheckpointConfig(every=3))
     left = {path.name for path in directory.iterdir()}
-    assert left == {"config.yaml", "metrics.jsonl", "metrics.csv", "partition.json", "client_state"}
+    assert left == {".lock", "config.yaml", "metrics.jsonl", "metrics.csv", "partition.json", "client_state"}
+
+
+def test_two_runs_do_not_share_a_directory(make_dataset, tmp_path):
+    with in_use(tmp_path), pytest.raises(ValueError, match="in use by another run"):
+        run(simulation(make_dataset([9] * 6), scaffold()), tmp_path, every=3)
+
+
+def test_a_run_is_resumed_where_it_lies(make_dataset, tmp_path):
+    run(simulation(make_dataset([9] * 6), scaffold()), tmp_path / "one", every=3)
+    for resume in ("one", "nowhere"):
+        made = simulation(make_dataset([9] * 6), scaffold())
+        with pytest.raises(ValueError, match="a run goes on where it lies"):
+            run(made, tmp_path / "two", every=3, resume=str(tmp_path / resume))
+
+
+def test_without_a_configuration_a_run_is_known_by_what_it_is_made_with(make_dataset, tmp_path):
+    dataset = make_dataset([9] * 6)
+    record(simulation(dataset, scaffold()), tmp_path, tracking=TrackingConfig(progress=False))
+    assert "algorithm:\n  name: scaffold\n" in (tmp_path / "config.yaml").read_text()
+    again = CheckpointConfig(resume=str(tmp_path))
+    faster = simulation(dataset, scaffold())
+    faster.local = replace(faster.local, learning_rate=0.5)
+    for other, differs in (
+        (simulation(dataset, fedavg()), "algorithm.name (scaffold there, fedavg here)"),
+        (faster, "local.learning_rate (0.1 there, 0.5 here)"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(differs)):
+            record(other, tmp_path, checkpoint=again)
+
+
+def test_a_loop_of_ones_own_saves_and_goes_on(make_dataset, tmp_path):
+    """With what clients keep, and with what the stop rule has seen."""
+    dataset = make_dataset([9] * 6)
+    unbroken, broken, resumed = (simulation(dataset, scaffold()) for _ in range(3))
+    for made in (unbroken, broken, resumed):
+        made.config = replace(made.config, patience=1, evaluate_every=1, num_rounds=30)
+    ends = [row["round"] for row in unbroken.rounds()]
+    for row in broken.rounds():
+        if row["round"] == ends[-1] - 1:
+            break
+    broken.save(tmp_path / "saved")
+    resumed.restore(Checkpoint.load(tmp_path / "saved", "cpu"))
+    assert [row["round"] for row in resumed.rounds()] == ends[-1:]
+    assert torch.equal(resumed.server.vector, unbroken.server.vector)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import time
 from functools import partial
 
@@ -14,9 +15,12 @@ from fedsim import algorithms
 from fedsim.attacks import label_flip, sign_flip
 from fedsim.data.federated import FederatedDataset, Split
 from fedsim.models import logistic
+from fedsim.robust import median
 from fedsim.train.plan import make_plan
 from fedsim.train.serial import SerialTrainer
 from fedsim.train.vectorized import VectorizedTrainer
+from fedsim.transforms import clip
+from fedsim.transforms.base import Transform
 
 
 def test_simulate_returns_the_metrics_and_leaves_the_files_that_were_asked_for(make_dataset, tmp_path):
@@ -172,6 +176,69 @@ def test_an_attack_on_clients_that_send_nothing(make_dataset, attack):
     settings = {"algorithm": algorithms.local_only(), "server": server, "attack": attack, "trainer": SerialTrainer}
     found = list(fedsim.Simulation(make_dataset([9, 5, 7]), logistic, device="cpu", **settings).rounds())
     assert [m["clients"] for m in found] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"algorithm": algorithms.fedprox},
+            "algorithm must be Algorithm, for example algorithm=fedprox(0.1); got fedprox",
+        ),
+        ({"algorithm": "fedprox"}, "got 'fedprox'"),
+        ({"local": {"learning_rate": 0.1}}, "local must be LocalConfig"),
+        ({"aggregator": median}, "aggregator must be Aggregator, for example aggregator=median(); got median"),
+        ({"transforms": clip(1.0)}, "transforms must be Sequence, for example transforms=[clip(1.0)]; got Transform"),
+        ({"transforms": [clip]}, "transforms must be Transform, for example transforms=[clip(1.0)]; got clip"),
+    ],
+)
+def test_parts_of_another_kind_are_refused(make_dataset, settings, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        fedsim.Simulation(make_dataset([4]), logistic, device="cpu", **settings)
+
+
+class Pair(torch.nn.Linear):
+    def forward(self, x):
+        return super().forward(x), x
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (torch.nn.Linear(12, 3), "Linear has 3 outputs and clouds 4 classes: give the model one output for each class"),
+        (Pair(12, 4), "Pair must return a tensor of outputs, (B, classes); it returned tuple"),
+    ],
+)
+@pytest.mark.parametrize("trainer", [SerialTrainer, partial(VectorizedTrainer, num_slots=2)])
+def test_a_model_whose_outputs_do_not_fit_is_refused(make_dataset, trainer, model, message):
+    server = fedsim.ServerConfig(clients_per_round=2)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        fedsim.Simulation(make_dataset([4, 5]), model, server=server, trainer=trainer, device="cpu")
+
+
+@pytest.mark.parametrize("cohort", [[0, 0], [0, 3], [-1], [0.5], [[0, 1]], [True, False, True]])
+def test_a_sampler_must_give_different_clients(make_dataset, cohort):
+    server = fedsim.ServerConfig(num_rounds=1, clients_per_round=2)
+    made = fedsim.Simulation(
+        make_dataset([4, 5, 6]),
+        logistic,
+        server=server,
+        sampler=lambda population, count: lambda seed, round: cohort,
+        trainer=SerialTrainer,
+        device="cpu",
+    )
+    with pytest.raises(ValueError, match="a sampler must give"):
+        made.server.run_round()
+
+
+def test_a_transform_must_give_what_it_takes(make_dataset):
+    cut = Transform(name="cut", apply=lambda rows, sending: rows[:, :3])
+    server = fedsim.ServerConfig(num_rounds=1, clients_per_round=2)
+    made = fedsim.Simulation(
+        make_dataset([4, 5]), logistic, server=server, transforms=[cut], trainer=SerialTrainer, device="cpu"
+    )
+    with pytest.raises(ValueError, match=r"transforms.cut must give as many numbers as it takes, \(1, 52\)"):
+        made.server.run_round()
 
 
 @pytest.mark.gpu

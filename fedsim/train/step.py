@@ -193,7 +193,7 @@ def is_stochastic(model: FlatModel, dataset: FederatedDataset) -> bool:
     with torch.no_grad(), forked_generators():
         before = [str(state()) for state in elsewhere.values()], _generator_states()
         try:
-            _try(module.train(), torch.cat([sample, sample]), dataset.name)
+            _try(module.train(), torch.cat([sample, sample]), dataset)
             after = [str(state()) for state in elsewhere.values()], _generator_states()
         finally:
             module.train(was_training)
@@ -208,22 +208,34 @@ def is_stochastic(model: FlatModel, dataset: FederatedDataset) -> bool:
     return layers or any(not torch.equal(old, new) for old, new in zip(before[1], after[1], strict=True))
 
 
-def _try(module: nn.Module, samples: Tensor, name: str) -> None:
+def _try(module: nn.Module, samples: Tensor, dataset: FederatedDataset) -> None:
     """The samples' first way through the model: where it takes none like them, that is said.
 
     Raises:
-        ValueError: shape and type of what the model cannot take.
+        ValueError: shape and type of what the model cannot take; it gives no tensor, or too few outputs.
     """
     try:
-        module(samples)
+        outputs = module(samples)
     except (RuntimeError, IndexError, TypeError) as error:
         if out_of_memory(error):
             raise
         what = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(
-            f"the model cannot take samples of {name}, of shape {tuple(samples.shape[1:])} and type "
+            f"the model cannot take samples of {dataset.name}, of shape {tuple(samples.shape[1:])} and type "
             f"{str(samples.dtype).removeprefix('torch.')} ({what}): choose another model= or data="
         ) from error
+    _refuse_outputs(outputs, module, dataset)
+
+
+def _refuse_outputs(outputs: object, module: nn.Module, dataset: FederatedDataset) -> None:
+    name, one_each = type(module).__name__, dataset.train.targets.dim() == 1
+    if not isinstance(outputs, Tensor):
+        raise ValueError(f"{name} must return a tensor of outputs, (B, classes); it returned {type(outputs).__name__}")
+    if one_each and outputs.dim() == 2 and outputs.shape[1] < dataset.num_classes:
+        raise ValueError(
+            f"{name} has {outputs.shape[1]} outputs and {dataset.name} {dataset.num_classes} classes: give the model "
+            "one output for each class, which a model factory is told as num_classes"
+        )
 
 
 def _generator_states() -> list[Tensor]:

@@ -62,7 +62,12 @@ class Pipeline:
                 state=state,
                 memory=None if memory is None else memory.read(ids),
             )
-            rows = transform.apply(rows, sending)
+            before, rows = rows, transform.apply(rows, sending)
+            if not isinstance(rows, Tensor) or rows.shape != before.shape or rows.dtype != before.dtype:
+                raise ValueError(
+                    f"transforms.{transform.name} must give as many numbers as it takes, {tuple(before.shape)} "
+                    f"{before.dtype}; it gave {getattr(rows, 'shape', type(rows).__name__)}"
+                )
             if memory is not None and sending.memory is not None:
                 memory.write(ids, sending.memory)
             for name, amount in sending.sums.items():
