@@ -138,12 +138,28 @@ class FederatedDataset:
     notes: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
+        for part in (self.train, self.test, self.validation):
+            if part is not None:
+                self._refuse_kinds(part)
         if self.train.owned and len(self.client_ids) != self.train.num_clients:
             raise ValueError(
                 f"{self.train.num_clients} clients but {len(self.client_ids)} client_ids: give each a name"
             )
         if len(self.groups) not in (0, len(self.client_ids)):
             raise ValueError(f"{len(self.client_ids)} clients but {len(self.groups)} groups: give each one, or none")
+
+    def _refuse_kinds(self, part: Split) -> None:
+        for what, values in (("inputs", part.inputs), ("targets", part.targets)):
+            if not isinstance(values, Tensor):
+                raise ValueError(
+                    f"{self.name}: the {what} of a Split are a tensor, not {type(values).__name__}: "
+                    "torch.from_numpy makes one, and fedsim.from_arrays a dataset of arrays"
+                )
+        if part.targets.is_floating_point() or part.targets.dtype == torch.bool:
+            raise ValueError(f"{self.name}: targets are class numbers, int64, not {part.targets.dtype}")
+        for what, values in (("offsets", part.offsets), ("order", part.order)):
+            if values is not None and not isinstance(values, np.ndarray):
+                raise ValueError(f"{self.name}: the {what} of a Split are a NumPy array, not {type(values).__name__}")
 
     @property
     def num_clients(self) -> int:
