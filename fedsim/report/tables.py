@@ -94,7 +94,8 @@ def groups(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
         by: columns of it; none: all runs are one group.
 
     Returns:
-        One row a group, with columns (figure, "mean" or "std"), and ("runs", "count").
+        One row a group, with columns (figure, "mean" or "std"), ("runs", "count"), and ("reached", "count"), the runs
+        that got to the target, over which its figures are.
 
     Raises:
         ValueError: a column does not exist.
@@ -108,6 +109,8 @@ def groups(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     over = table.groupby(list(by), dropna=False, sort=False) if by else table.groupby(lambda _: "all runs")
     grouped = pd.DataFrame(over[figures].agg(["mean", "std"]))
     grouped.insert(0, ("runs", "count"), over.size())
+    if "round_to_target" in figures:
+        grouped.insert(1, ("reached", "count"), over["round_to_target"].count())
     return grouped
 
 

@@ -61,6 +61,9 @@ def grouped(groups: pd.DataFrame, by: Sequence[str], target: float | None) -> Ta
             head = f"rounds to {written(target, 'share')}"
         figures = groups[name].iloc[shown]
         cells = [_spread(mean, around, kind) for mean, around in zip(figures["mean"], figures["std"], strict=True)]
+        if name == "round_to_target":
+            of = zip(groups["reached", "count"].iloc[shown], groups["runs", "count"].iloc[shown], strict=True)
+            cells = [f"{cell} ({n} of {m})" if 0 < n < m else cell for cell, (n, m) in zip(cells, of, strict=True)]
         columns.append(Column(head, cells, right=True, stays=name == "best_accuracy"))
     return Table(columns, best, _left_out(len(shown), len(groups), "groups"))
 

@@ -51,6 +51,8 @@ def test_groups_average_over_the_seeds(sweep):
     # deviations 0.4 / 3, 0.1 / 3, -0.5 / 3; sum of squares 0.42 / 9, over n - 1 = 2
     assert grouped.loc["fedavg", ("best_accuracy", "std")] == pytest.approx(math.sqrt(0.42 / 9 / 2))
     assert grouped.loc["fedavg", ("round_to_target", "mean")] == 4  # of the two that got there
+    assert grouped.loc["fedavg", ("reached", "count")] == 2
+    assert "(2 of 3)" in str(text.grouped(grouped, ["algorithm"], 0.5))
     assert grouped[("runs", "count")].tolist() == [3, 3]
     assert groups(table, [])[("runs", "count")].tolist() == [6]
     assert len(groups(table, ["algorithm", "algorithm.proximal_weight"])) == 2  # NaN is a value
