@@ -101,6 +101,7 @@ class FlatModel:
         self.module, self.resting = module, False
         self.parameters = [p for _, p in parameters]
         self._named = dict((*parameters, *buffers))
+        self._counters = {id(b): b.clone() for b in module.buffers() if not b.is_floating_point()}
         self.vector = torch.empty(self.layout.size, dtype=parameters[0][1].dtype, device=device)
         with torch.no_grad():
             for name, view in self.layout.views(self.vector).items():
@@ -146,9 +147,11 @@ class FlatModel:
         """The module's `state_dict` with `vector` (P + Q,) in it, as contiguous CPU tensors of their own.
 
         It has the module's own keys: tied weights under each of their names, and no buffer that is not persistent.
+        Integer buffers are those of the module at first: how often it has been called here says nothing of the vector.
         """
         named = (*self.module.named_parameters(), *self.module.named_buffers())
         views, names = self.layout.views(vector), {id(tensor): name for name, tensor in named}
         kept: dict[str, Tensor] = self.module.state_dict(keep_vars=True)
-        state = {name: views.get(names.get(id(tensor), ""), tensor) for name, tensor in kept.items()}
+        first = {name: self._counters.get(id(tensor), tensor) for name, tensor in kept.items()}
+        state = {name: views.get(names.get(id(kept[name]), ""), tensor) for name, tensor in first.items()}
         return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}

@@ -43,6 +43,14 @@ def test_loading_is_one_copy_that_the_module_sees_and_training_writes_the_vector
     assert model.vector[27:29].tolist() == [-1, -1]
 
 
+def test_a_state_dict_counts_no_calls():
+    """Two trainers, and a run that was resumed, call the module differently often."""
+    model = FlatModel(with_norm())
+    model.module.train()(torch.randn(5, 4))
+    assert model.module[1].num_batches_tracked == 1
+    assert model.state_dict(model.vector)["1.num_batches_tracked"] == 0
+
+
 def test_a_model_that_rests_is_the_vector_itself_until_it_loads_another():
     model, lent = FlatModel(nn.Linear(4, 3)), torch.arange(15.0)
     model.rest_on(lent)
