@@ -40,6 +40,8 @@ _places: list[Path] = []  # where this process runs or ran, for whoever interrup
 
 def main() -> None:
     """`python -m fedsim`: run what the arguments describe."""
+    if not sys.flags.safe_path and os.getcwd() not in sys.path:  # as python -m does, for the command fedsim
+        sys.path.insert(0, os.getcwd())
     run_job(_job)
 
 
