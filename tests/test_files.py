@@ -14,7 +14,7 @@ def test_a_directory_is_kept_for_one_run_at_a_time(tmp_path):
     with in_use(tmp_path / "run"):
         # a process that the run has started does not keep it
         child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-        refused = pytest.raises(ValueError, match=r"run is in use by another run; give another hydra\.run\.dir")
+        refused = pytest.raises(ValueError, match=r"run is in use by another run; give another directory")
         with refused, in_use(tmp_path / "run"):
             pass
         with in_use(tmp_path / "other"):
