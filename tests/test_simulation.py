@@ -216,6 +216,14 @@ def test_a_model_whose_outputs_do_not_fit_is_refused(make_dataset, trainer, mode
         fedsim.Simulation(make_dataset([4, 5]), model, server=server, trainer=trainer, device="cpu")
 
 
+def test_targets_that_are_no_classes_are_refused(make_dataset):
+    dataset = make_dataset([4, 5])
+    dataset = dataclasses.replace(dataset, train=dataclasses.replace(dataset.train, targets=torch.randn(9)))
+    server = fedsim.ServerConfig(clients_per_round=2)
+    with pytest.raises(ValueError, match="clouds: a run learns classes, numbered in int64, not torch.float32"):
+        fedsim.Simulation(dataset, logistic, server=server, trainer=SerialTrainer, device="cpu")
+
+
 @pytest.mark.parametrize("cohort", [[0, 0], [0, 3], [-1], [0.5], [[0, 1]], [True, False, True]])
 def test_a_sampler_must_give_different_clients(make_dataset, cohort):
     server = fedsim.ServerConfig(num_rounds=1, clients_per_round=2)

@@ -155,8 +155,6 @@ class FederatedDataset:
                     f"{self.name}: the {what} of a Split are a tensor, not {type(values).__name__}: "
                     "torch.from_numpy makes one, and fedsim.from_arrays a dataset of arrays"
                 )
-        if part.targets.is_floating_point() or part.targets.dtype == torch.bool:
-            raise ValueError(f"{self.name}: targets are class numbers, int64, not {part.targets.dtype}")
         for what, values in (("offsets", part.offsets), ("order", part.order)):
             if values is not None and not isinstance(values, np.ndarray):
                 raise ValueError(f"{self.name}: the {what} of a Split are a NumPy array, not {type(values).__name__}")

@@ -229,6 +229,8 @@ def _try(module: nn.Module, samples: Tensor, dataset: FederatedDataset) -> None:
 
 def _refuse_outputs(outputs: object, module: nn.Module, dataset: FederatedDataset) -> None:
     name, one_each = type(module).__name__, dataset.train.targets.dim() == 1
+    if dataset.train.targets.is_floating_point():
+        raise ValueError(f"{dataset.name}: a run learns classes, numbered in int64, not {dataset.train.targets.dtype}")
     if not isinstance(outputs, Tensor):
         raise ValueError(f"{name} must return a tensor of outputs, (B, classes); it returned {type(outputs).__name__}")
     if one_each and outputs.dim() == 2 and outputs.shape[1] < dataset.num_classes:

@@ -14,7 +14,6 @@ PARTS = {"inputs": torch.randn(4, 3), "targets": torch.tensor([0, 1, 1, 0]), "of
     [
         ({"inputs": np.zeros((4, 3))}, "mine: the inputs of a Split are a tensor, not ndarray: torch.from_numpy"),
         ({"targets": np.zeros(4, int)}, "mine: the targets of a Split are a tensor, not ndarray"),
-        ({"targets": torch.zeros(4)}, "mine: targets are class numbers, int64, not torch.float32"),
         ({"offsets": [0, 1, 4]}, "mine: the offsets of a Split are a NumPy array, not list"),
         ({"order": [3, 2, 1, 0]}, "mine: the order of a Split are a NumPy array, not list"),
     ],
