@@ -220,7 +220,7 @@ def test_targets_that_are_no_classes_are_refused(make_dataset):
     dataset = make_dataset([4, 5])
     dataset = dataclasses.replace(dataset, train=dataclasses.replace(dataset.train, targets=torch.randn(9)))
     server = fedsim.ServerConfig(clients_per_round=2)
-    with pytest.raises(ValueError, match="clouds: a run learns classes, numbered in int64, not torch.float32"):
+    with pytest.raises(ValueError, match=r"clouds: a run learns classes, numbered in int64, not torch\.float32"):
         fedsim.Simulation(dataset, logistic, server=server, trainer=SerialTrainer, device="cpu")
 
 
