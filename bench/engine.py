@@ -26,6 +26,7 @@ from workloads import BATCH, WORKLOADS, initial_model, make
 
 from fedsim.config import LocalConfig, ServerConfig
 from fedsim.data.federated import FederatedDataset
+from fedsim.robust import mean
 from fedsim.simulation import Simulation
 from fedsim.train.calibrate import Auto
 from fedsim.train.serial import SerialTrainer
@@ -40,8 +41,10 @@ SEED = 0
 
 
 def simulation(way: str, dataset: FederatedDataset, model: nn.Module, cohorts: np.ndarray, rate: float) -> Simulation:
-    """A run of given cohorts by the trainer that `way` names: serial, auto or vectorized-K."""
-    kind, _, slots = way.partition("-")
+    """A run of given cohorts by the trainer that `way` names: serial, auto or vectorized-K; with a sum in float32 where
+    it ends in /float32."""
+    trainer, _, dtype = way.partition("/")
+    kind, _, slots = trainer.partition("-")
     trainers = {"serial": SerialTrainer, "auto": Auto(cache=False)}
     return Simulation(
         dataset,
@@ -50,6 +53,7 @@ def simulation(way: str, dataset: FederatedDataset, model: nn.Module, cohorts: n
         server=ServerConfig(num_rounds=RUN, clients_per_round=cohorts.shape[1]),
         sampler=lambda population, size: lambda seed, round: cohorts[round - 1],
         trainer=trainers.get(kind) or partial(VectorizedTrainer, num_slots=int(slots)),
+        aggregator=mean(dtype=dtype or "float64"),
         seed=SEED,
         device="cpu",
     )

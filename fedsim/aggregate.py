@@ -11,6 +11,9 @@ The bound is 2^9 on every element of every partial sum of the mean. Updates that
 order. Longer ones (the first round of an unnormalised running variance, a model that diverges) may leave it, also where
 they cancel in the end: the sum is then still right to float64's rounding, but its last bits may depend on the order.
 `OrderWatch` says so once in a run.
+
+A float32 sum takes half of the memory, and of what workers send. It is right to float32's rounding, which depends on
+the order: results then agree with one another, and with those of a float64 sum, to rounding only.
 """
 
 import logging
@@ -23,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.memory import give_back_memory
+from fedsim.memory import give_back_memory, zeros_apart
 
 log = logging.getLogger("fedsim")
 
@@ -32,7 +35,7 @@ _BLOCK = 1 << 17
 _BLOCK_CUDA = 1 << 24
 # Bytes of a sum for which no place is left in the pieces of the last round's memory: glibc maps it for itself. To give
 # those back takes a millisecond, less than a step of such a model.
-_LARGE = 1 << 25
+_LARGE = 1 << 24
 _GRID = float(1 << 44)
 # Sums of whole numbers are exact below 2^53, which is a mean of 512. Where all updates are shorter than this, it stays
 # below that, though their lengths are rounded to float32.
@@ -76,7 +79,8 @@ class PartialAverage:
     """The average of some clients' updates: what a trainer, a worker or a scheduler gives back.
 
     Attributes:
-        total: (P + Q,) float64 weighted sum, in grid steps of `OnlineAverage`; merging adds these, exactly.
+        total: (P + Q,) float64 weighted sum, in grid steps of `OnlineAverage`; merging adds these, exactly. Or float32,
+            where the run says so, and merging rounds.
         weight: sum of the clients' weights.
         scale: the power of two that fixes the grid.
         metrics: sums over clients, by name (for example "loss_sum", "samples", "clients").
@@ -92,7 +96,7 @@ class PartialAverage:
 
     @property
     def mean(self) -> Tensor:
-        """(P + Q,) float64: the weighted mean of the updates."""
+        """(P + Q,) of the total's dtype: the weighted mean of the updates."""
         return self.total * (self.scale / (_GRID * self.weight))
 
     def take_mean(self) -> Tensor:
@@ -109,8 +113,8 @@ class OrderWatch:
 
     def look(self, partial: PartialAverage) -> None:
         """Look at a round's average, before its mean is taken."""
-        if self.said or not partial.total.numel():
-            return
+        if self.said or not partial.total.numel() or partial.total.dtype != torch.float64:
+            return  # which promises nothing
         long = partial.metrics.get("long_updates", 0.0)  # where only these are so large, they have cancelled
         largest = torch.linalg.vector_norm(partial.total, math.inf).item() * partial.scale / (_GRID * partial.weight)
         if not long and largest < EXACT_LENGTH:
@@ -131,6 +135,26 @@ def weight_scale(total_weight: float) -> float:
     return 2.0 ** math.ceil(math.log2(total_weight))
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Factors:
+    """A matrix (out, in) as left^T right.
+
+    Attributes:
+        left: (R_i, out) pieces of the left factor, one under the other, before they are multiplied by
+        coefficients: (R,) one for each row.
+        right: (R, in).
+    """
+
+    left: list[Tensor]
+    coefficients: Tensor
+    right: Tensor
+
+    def columns(self, start: int, stop: int) -> Tensor:
+        """(R, stop - start) of the left factor: it is never whole, for it may be as large as all that came before."""
+        found = [piece[:, start:stop] for piece in self.left]
+        return (found[0] if len(found) == 1 else torch.cat(found)) * self.coefficients[:, None]
+
+
 class OnlineAverage:
     """Weighted mean of updates, one at a time.
 
@@ -139,12 +163,17 @@ class OnlineAverage:
         scale: power of two, at least the weight of the whole cohort (`weight_scale`), so that partial averages of
             several workers share one grid.
         device: where the sum lies.
+        dtype: of the sum, float64 or float32.
     """
 
-    def __init__(self, size: int, *, scale: float, device: torch.device | str = "cpu") -> None:
-        if size * torch.float64.itemsize >= _LARGE and torch.device(device).type == "cpu":
+    def __init__(
+        self, size: int, *, scale: float, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64
+    ) -> None:
+        if size * dtype.itemsize >= _LARGE and torch.device(device).type == "cpu":
             give_back_memory()
-        self.total = torch.zeros(size, dtype=torch.float64, device=device)
+            self.total = zeros_apart(size, dtype)
+        else:
+            self.total = torch.zeros(size, dtype=dtype, device=device)
         self.weight = 0.0
         self.scale = scale
         self.block = _BLOCK_CUDA if self.total.is_cuda else _BLOCK
@@ -209,31 +238,50 @@ class OnlineAverage:
         """All parts of these updates have been added."""
         self._count(sum(weights))
 
-    def add_product(self, pairs: list[tuple[Tensor, Tensor]], base: Tensor | None, kept: Tensor, start: int) -> None:
+    def add_product(self, factors: list["Factors"], base: Tensor | None, kept: Tensor, start: int) -> None:
         """Add sum left^T right + kept * base, the weighted update (out, in) of factored weights, from element `start`.
 
         Args:
-            pairs: (R, out) left and (R, in) right of each client, with weight / scale in `left`.
+            factors: of the clients, with weight / scale in their coefficients.
             base, kept: the global weight (out, in) and its 0-d factor; a base of None adds nothing.
             start: place of the weight in the update.
         """
-        out, width = pairs[0][0].shape[1], pairs[0][1].shape[1]
-        rows = max(1, 8 * self.block // width)  # wider than a block of sums, for the product's sake
+        out, width = factors[0].left[0].shape[1], factors[0].right.shape[1]
+        rows = min(out, max(1, 8 * self.block // width))  # wider than a block of sums, for the product's sake
+        # the same places for every block, as in `add`
+        product = factors[0].right.new_empty((rows, width))
+        terms = torch.empty(min(self.block, product.numel()), dtype=torch.float64, device=product.device)
         for begin in range(0, out, rows):
-            part = pairs[0][0].new_zeros((min(rows, out - begin), width))
-            if base is not None:
+            part = product[: min(rows, out - begin)]
+            if base is None:
+                part.zero_()
+            else:
                 torch.mul(kept, base[begin : begin + rows], out=part)
-            for left, right in pairs:
-                part.addmm_(left[:, begin : begin + rows].T, right)
-            self._accumulate(start + begin * width, part.view(-1).double().mul_(_GRID).round_())
+            for some in factors:
+                part.addmm_(some.columns(begin, begin + len(part)).T, some.right)
+            for place, values in enumerate(part.view(-1).split(len(terms))):
+                grid = terms[: len(values)].copy_(values).mul_(_GRID).round_()
+                self._accumulate(start + begin * width + place * len(terms), grid)
 
     def merge(self, other: PartialAverage) -> None:
         """Add another partial average of the same cohort."""
         if other.scale != self.scale:
             raise ValueError(f"partial averages on different grids ({other.scale} and {self.scale}) cannot be merged")
+        if other.total.dtype != self.total.dtype:
+            raise ValueError(f"sums in {other.total.dtype} and in {self.total.dtype} cannot be merged")
         self.total.add_(other.total.to(self.total.device))
         self.weight += other.weight
 
     def result(self, metrics: dict[str, float] | None = None) -> PartialAverage:
         """The average so far."""
         return PartialAverage(total=self.total, weight=self.weight, scale=self.scale, metrics=metrics or {})
+
+
+def merged(average: OnlineAverage | None, partial: PartialAverage) -> OnlineAverage:
+    """The average with one more partial average, whose sum it takes over where there is none yet."""
+    if average is None:
+        average = OnlineAverage(0, scale=partial.scale)
+        average.total, average.weight = partial.total, partial.weight
+    else:
+        average.merge(partial)
+    return average

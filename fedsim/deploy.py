@@ -18,7 +18,7 @@ from fedsim.data.federated import FederatedDataset
 from fedsim.data.remote import held_elsewhere
 from fedsim.evaluate import Evaluator
 from fedsim.initial_model import build_model
-from fedsim.robust import mean
+from fedsim.parts import sum_options
 from fedsim.silos import node_device, silo_trainer
 from fedsim.simulation import Simulation
 from fedsim.tracking.summary import config_hash
@@ -108,7 +108,7 @@ def _require_plain(config: Config, algorithm: Algorithm) -> None:
             f"data=remote trains in rounds of clients that keep nothing from one to the next; {algorithm.name} does "
             "more: choose another algorithm, for example fedavg, fedprox or fedadam"
         )
-    if config.transforms or config.attack or instantiate(config.aggregator) != mean():
+    if config.transforms or config.attack or not instantiate(config.aggregator).plain:
         raise ValueError("data=remote averages what workers send: leave out transforms and attack, set aggregator=mean")
     if config.server.group_rounds > 1:
         raise ValueError("data=remote has no groups of clients: set server.group_rounds=1")
@@ -136,7 +136,7 @@ def build_worker(
     """
     dataset, algorithm, asked = build_dataset(theirs, note), instantiate(theirs.algorithm), instantiate(theirs.trainer)
     _require_fit(dataset, identity.config["data"])
-    device = node_device(asked, place, config.device)
+    device, sums = node_device(asked, place, config.device), sum_options(instantiate(theirs.aggregator))
     model = build_model(dataset, instantiate(theirs.model), seed=theirs.seed, device=device)
 
     def make_trainer(seated: FederatedDataset, job: Job) -> Trainer:
@@ -151,13 +151,14 @@ def build_worker(
                 broadcast=job.broadcast,
                 scale=job.scale,
                 num_rounds=theirs.server.num_rounds,
+                sums=sums,
             )
             log.info(f"trainer=auto chose {choice}")
             set_threads(choice.num_threads)
             factory = choice.trainer()
         elif isinstance(asked, Silo):
             factory = silo_trainer(asked, theirs, plain, place, directory)
-        return factory(seated, model, algorithm, theirs.local, seed=theirs.seed)
+        return factory(seated, model, algorithm, theirs.local, seed=theirs.seed, **sums)
 
     own = OwnData(
         dataset,

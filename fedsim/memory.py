@@ -1,6 +1,8 @@
 """How much memory a run uses, has used, and could still get."""
 
+import contextlib
 import ctypes
+import mmap
 import sys
 import weakref
 from pathlib import Path
@@ -44,9 +46,20 @@ def free_memory_bytes(device: torch.device) -> int:
 
 
 def give_back_memory() -> None:
-    """Return to the system what has been freed on the host, which glibc else keeps in pieces for the next time."""
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+    """Return to the system what has been freed on the host, which glibc, and MKL in PyTorch, else keep in pieces for
+    the next time."""
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(OSError, AttributeError):  # PyTorch has no MKL, or keeps it to itself
+        ctypes.CDLL("libtorch_cpu.so").mkl_serv_free_buffers()  # that are not in use: `mkl_free_buffers`
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
+
+
+def zeros_apart(size: int, dtype: torch.dtype) -> Tensor:
+    """(size,) zeros on the CPU, in pages of their own: the system gives them when they are written, and has them back
+    when the tensor goes. On the heap they would lie between what lasts for a step only, and break it in pieces."""
+    return torch.frombuffer(mmap.mmap(-1, size * dtype.itemsize), dtype=dtype)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -107,6 +107,12 @@ def poisoned(dataset: FederatedDataset, attack: Attack | None, seed: int) -> Fed
     return attack.poison(dataset, attack.attackers(dataset.num_clients, seed))
 
 
+def sum_options(aggregator: Aggregator | None) -> dict[str, Any]:
+    """What trainers are told of the mean, where it is not what they expect."""
+    dtype = (aggregator or mean()).dtype
+    return {} if dtype == mean().dtype else {"sum_dtype": dtype}
+
+
 def make_uplink(
     model: FlatModel,
     algorithm: Algorithm,
@@ -124,7 +130,7 @@ def make_uplink(
         ValueError: parts that do not fit each other.
     """
     aggregator = aggregator or mean()
-    if aggregator == mean() and not transforms and attack is None:
+    if aggregator.plain and not transforms and attack is None:
         return None
     if algorithm.prelude is not None or algorithm.asynchronous is not None:
         raise ValueError(
@@ -136,7 +142,7 @@ def make_uplink(
             f"server.group_rounds={server.group_rounds}: a group sends one update for all of its clients, where "
             "transforms, attacks and aggregators other than the mean need each client's: set group_rounds=1"
         )
-    if algorithm.weights not in (None, equal_weights) and aggregator != mean():
+    if algorithm.weights not in (None, equal_weights) and not aggregator.plain:
         raise ValueError(
             f"algorithm={algorithm.name} weighs clients itself, where aggregator={aggregator.name} has its own way: "
             "choose another algorithm, or aggregator=mean with aggregator.equal_weights=false"

@@ -28,7 +28,7 @@ from fedsim.devices import Devices
 from fedsim.examine import Examiner, Examines
 from fedsim.initial_model import ModelFactory, build_model, draw_model
 from fedsim.memory import free_memory_bytes, give_back_memory
-from fedsim.parts import make_server, make_uplink, poisoned, refuse_kinds, refuse_misfits, tell_biases
+from fedsim.parts import make_server, make_uplink, poisoned, refuse_kinds, refuse_misfits, sum_options, tell_biases
 from fedsim.robust import Aggregator
 from fedsim.sampling import Population, Sampler, uniform
 from fedsim.server import Metrics, Server, refuse_half_a_round, rounds
@@ -62,7 +62,8 @@ class Simulation:
         sampler: sampler(population, clients_per_round) -> who trains in a round.
         trainer: trainer(dataset, model, algorithm, local, seed=...) -> the trainer, or `Auto`, which measures and
             chooses one, or a `Choice` that was made before; the latter two also set PyTorch's number of threads. With
-            transforms, an attack or a robust aggregator the trainer is also given uplink=....
+            transforms, an attack or a robust aggregator the trainer is also given uplink=..., with a mean in float32
+            sum_dtype=....
         aggregator: how updates become one; None is their mean.
         transforms: what happens to each update before, in order.
         attack: whose data or updates are bad; None: nobody's.
@@ -112,6 +113,7 @@ class Simulation:
             self.model, algorithm, server, drawn, dataset.num_clients, aggregator, transforms, attack, seed
         )
         tell_biases(algorithm, self.uplink, sampler)
+        self._sums = sum_options(aggregator)
         self.choice = trainer if isinstance(trainer, Choice) else None
         self._factory = SerialTrainer if isinstance(trainer, Auto | Choice) else trainer
         if self.choice is not None:
@@ -144,6 +146,7 @@ class Simulation:
                 scale=job.scale,
                 num_rounds=server.num_rounds,
                 whole=self.uplink is not None,
+                sums=self._sums,
             )
             self.own.trainer = self._make_trainer()
             set_threads(self.choice.num_threads)
@@ -198,13 +201,13 @@ class Simulation:
 
     def _make_trainer(self) -> Trainer:
         factory = self._factory if self.choice is None else self.choice.trainer()
-        extra: dict[str, Any] = {} if self.uplink is None else {"uplink": self.uplink}
+        extra: dict[str, Any] = self._sums if self.uplink is None else {"uplink": self.uplink}
         return factory(self.dataset, self.model, self.algorithm, self.local, seed=self.seed, **extra)
 
     def _make_trial(self) -> Trainer:
         """A trainer whose rounds leave no trace."""
         factory = self._factory if self.choice is None else self.choice.trainer()
-        trial = factory(self.dataset, self.model, self.algorithm, self.local, seed=self.seed)
+        trial = factory(self.dataset, self.model, self.algorithm, self.local, seed=self.seed, **self._sums)
         trial.num_slots = self.trainer.num_slots
         if isinstance(trial, VectorizedTrainer) and self.uplink is not None:
             trial.factorable = {}

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim.aggregate import _BLOCK, OnlineAverage, OrderWatch, PartialAverage, weight_scale
+import fedsim.aggregate as aggregate_module
+from fedsim.aggregate import _BLOCK, Factors, OnlineAverage, OrderWatch, PartialAverage, merged, weight_scale
 from fedsim.memory import TensorMeter
 
 
@@ -152,3 +153,52 @@ def test_partial_averages_of_different_cohorts_are_not_merged():
     online = OnlineAverage(2, scale=2.0)
     with pytest.raises(ValueError, match="different grids"):
         online.merge(OnlineAverage(2, scale=4.0).result())
+    with pytest.raises(ValueError, match=r"sums in torch\.float32 and in torch\.float64 cannot be merged"):
+        online.merge(OnlineAverage(2, scale=2.0, dtype=torch.float32).result())
+
+
+@pytest.mark.parametrize("num", [1, 30])
+def test_a_float32_sum_is_right_to_its_rounding_however_it_is_put_together(num):
+    reference, local, weights = updates(num, 57, 3)
+    scale = weight_scale(sum(weights))
+    expected = average(reference, local, weights, range(num), scale).mean
+    whole, parts = None, []
+    for begin in range(0, num, 7):
+        part = OnlineAverage(57, scale=scale, dtype=torch.float32)
+        for i in range(begin, min(begin + 7, num)):
+            part.add(local[i], reference, weights[i])
+        parts.append(part.result())
+    for part in parts[::-1]:
+        whole = merged(whole, part)
+    mean = whole.result().mean
+    assert mean.dtype == torch.float32
+    terms = (local - reference).abs().double().T @ torch.tensor(weights, dtype=torch.float64) / sum(weights)
+    assert ((mean - expected).abs() <= (num + 2) * torch.finfo(torch.float32).eps * terms).all()
+
+
+def test_a_large_sum_in_pages_of_its_own_is_the_same(monkeypatch):
+    reference, local, weights = updates(3, _BLOCK + 5, 1)
+    scale = weight_scale(sum(weights))
+    expected = average(reference, local, weights, range(3), scale)
+    monkeypatch.setattr(aggregate_module, "_LARGE", 1)
+    assert torch.equal(average(reference, local, weights, range(3), scale).total, expected.total)
+
+
+@pytest.mark.parametrize("base", [None, torch.linspace(-1, 1, 35).view(5, 7)])
+def test_factored_updates_are_the_products_that_they_stand_for(monkeypatch, base):
+    monkeypatch.setattr(aggregate_module, "_BLOCK", 2)  # several blocks, of two rows and less
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn((6, 5), generator=generator), torch.randn((6, 7), generator=generator)
+    coefficients, kept = torch.rand(6, generator=generator) / 4, torch.tensor(-0.25)
+    online = OnlineAverage(40, scale=1.0)
+    factors = [
+        Factors(left=[left[:2], left[2:3]], coefficients=coefficients[:3], right=right[:3]),
+        Factors(left=[left[3:]], coefficients=coefficients[3:], right=right[3:]),
+    ]
+    online.add_product(factors, base, kept, 3)
+    online.add_weight([1.0])
+    expected = (left * coefficients[:, None]).T @ right + (0 if base is None else kept * base)
+    found = online.result().mean
+    torch.testing.assert_close(found[3:38].view(5, 7).float(), expected)
+    assert not found[:3].any()
+    assert not found[38:].any()

@@ -12,10 +12,11 @@ import torch
 
 import fedsim
 from fedsim import algorithms
+from fedsim.aggregate import OnlineAverage
 from fedsim.attacks import label_flip, sign_flip
 from fedsim.data.federated import FederatedDataset, Split
 from fedsim.models import logistic
-from fedsim.robust import median
+from fedsim.robust import mean, median
 from fedsim.train.plan import make_plan
 from fedsim.train.serial import SerialTrainer
 from fedsim.train.vectorized import VectorizedTrainer
@@ -38,6 +39,41 @@ def test_a_round_can_be_a_line_of_the_users_own_loop(make_dataset):
     )
     seen = [(metrics["round"], simulation.evaluate()["test_accuracy"]) for metrics in simulation.rounds()]
     assert [round for round, _ in seen] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"trainer": SerialTrainer},
+        {"trainer": partial(VectorizedTrainer, num_slots=2)},
+        {"trainer": SerialTrainer, "algorithm": algorithms.scaffold()},
+        {"trainer": SerialTrainer, "transforms": [clip(0.05)]},
+        {"trainer": SerialTrainer, "server": {"num_groups": 2, "group_rounds": 2}},
+        {},
+    ],
+    ids=["serial", "vectorized", "hooks", "transforms", "groups", "auto"],
+)
+def test_a_mean_in_float32_ends_where_a_mean_in_float64_does(make_dataset, monkeypatch, settings):
+    totals, ends = [], []
+    result = OnlineAverage.result
+    monkeypatch.setattr(
+        OnlineAverage, "result", lambda self, *more: totals.append(self.total.dtype) or result(self, *more)
+    )
+    for dtype in ("float64", "float32"):
+        more = {
+            **settings,
+            "server": fedsim.ServerConfig(num_rounds=3, clients_per_round=4, **settings.get("server", {})),
+        }
+        totals.clear()
+        simulation = fedsim.Simulation(
+            make_dataset([9, 20, 3, 14, 6]), logistic, aggregator=mean(dtype=dtype), device="cpu", **more
+        )
+        assert len(list(simulation.rounds())) == 3
+        assert set(totals) == {getattr(torch, dtype)}
+        ends.append(simulation.server.vector.clone())
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match=r"aggregator\.dtype must be one of float64, float32, got float16"):
+        mean(dtype="float16")
 
 
 def test_updates_too_long_for_a_sum_without_order_are_said_once_in_each_run(make_dataset, caplog):

@@ -1,10 +1,11 @@
 """What an aggregator is: a frozen record. Its default, the mean, needs no update to be kept."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
 
+import torch
 from torch import Tensor
 
 from fedsim.robust.store import UpdateStore
@@ -28,6 +29,7 @@ class Aggregator:
         by_element: whether an element of the result depends on the same element of the updates alone.
         require: raises ValueError for a number of updates m that the rule cannot serve.
         equal_weights: every update counts the same, whatever its client's number of samples.
+        dtype: of the mean's running sum, float64 or float32 (`fedsim.aggregate`).
         memory_mib: RAM for the updates of a round; those beyond it go to a temporary file.
         spill_dir: folder of that file; None: the system's folder for temporary files.
     """
@@ -37,6 +39,7 @@ class Aggregator:
     by_element: bool = False
     require: Callable[[int], None] = lambda num_updates: None
     equal_weights: bool = False
+    dtype: torch.dtype = torch.float64
     memory_mib: float = 1024.0
     spill_dir: str | None = None
 
@@ -46,11 +49,24 @@ class Aggregator:
         if self.spill_dir is not None and not Path(self.spill_dir).is_dir():
             raise ValueError(f"aggregator.spill_dir={self.spill_dir} is not a folder; make it or set it to null")
 
+    @property
+    def plain(self) -> bool:
+        """Whether this is the mean weighted by samples, for which nobody needs to see an update whole."""
+        return replace(self, dtype=torch.float64) == mean()
 
-def mean(equal_weights: bool = False) -> Aggregator:
+
+def mean(equal_weights: bool = False, dtype: str = "float64") -> Aggregator:
     """The mean, weighted by the clients' training samples (McMahan et al. 2017).
 
     Args:
         equal_weights: every client counts the same instead.
+        dtype: of its running sum. "float64": the result does not depend on the order of the clients. "float32": half of
+            the memory, and of what workers send, and the order moves the result by rounding.
+
+    Raises:
+        ValueError: another dtype.
     """
-    return Aggregator(name="mean", equal_weights=equal_weights)
+    known = {"float64": torch.float64, "float32": torch.float32}
+    if dtype not in known:
+        raise ValueError(f"aggregator.dtype must be one of {', '.join(known)}, got {dtype}")
+    return Aggregator(name="mean", equal_weights=equal_weights, dtype=known[dtype])

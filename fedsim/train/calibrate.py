@@ -5,8 +5,10 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import psutil
@@ -35,8 +37,8 @@ _FEW = 16
 # Cores that other programs may take from the threads of a trial.
 _ELSEWHERE = 0.3
 _DISTURBED = (
-    "trainer=auto measured while other programs had the processor, so its choice may be poor: set trainer=vectorized "
-    "and trainer.num_slots to choose yourself"
+    "trainer=auto measured while other programs had the processor, so its choice may be poor, and is not remembered: "
+    "set trainer=vectorized and trainer.num_slots to choose yourself"
 )
 # A share of the run that the trials may take.
 _SHARE = 0.05
@@ -80,6 +82,7 @@ class Auto:
         scale: float,
         num_rounds: int,
         whole: bool = False,
+        sums: Mapping[str, Any] = MappingProxyType({}),
     ) -> Choice:
         """Measure, or remember, and choose.
 
@@ -89,29 +92,28 @@ class Auto:
             broadcast, scale: of its job.
             num_rounds: rounds that the choice is made for.
             whole: every update will be needed as a whole vector, so nothing is factored.
+            sums: what trainers are told of the mean.
 
         Raises:
             ValueError: not even one client at a time fits the budget.
         """
         budget = budget_bytes(self.memory_budget, broadcast.device)
-        key = self._key(dataset, model, algorithm, local, len(cohort), num_rounds, whole)
+        key = self._key(dataset, model, algorithm, local, len(cohort), num_rounds, whole, sums)
         path = cache_root() / "trainer" / f"{key}.json"
         if self.cache and path.is_file():
             try:
                 found = Choice(**{**json.loads(path.read_text()), "reason": f"measured before, see {path}"})
                 if found.round_bytes() <= budget:
-                    if found.disturbed:
-                        log.warning(f"{_DISTURBED}; delete {path} to measure again")
                     return found
                 log.info(f"{path} chose a trainer that does not fit the memory budget now; measuring again")
             except (ValueError, TypeError, OSError):
                 log.warning(f"{path} cannot be read; measuring again")
         base = Choice(num_slots=0, num_threads=1, reason="", precision=self.precision, cuda_graphs=self.cuda_graphs)
-        trial = Trial(dataset, model, algorithm, local, cohort, broadcast, scale, whole, base=base)
+        trial = Trial(dataset, model, algorithm, local, cohort, broadcast, scale, whole, base=base, sums=sums)
         choice = self._measure(trial, budget, num_rounds)
         if choice.disturbed:
             log.warning(_DISTURBED)
-        if self.cache:
+        elif self.cache:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_text(path, json.dumps(asdict(choice), indent=1))
@@ -128,6 +130,7 @@ class Auto:
         clients: int,
         num_rounds: int,
         whole: bool,
+        sums: Mapping[str, Any],
     ) -> str:
         device = model.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
@@ -136,7 +139,7 @@ class Auto:
             (__version__, torch.__version__, name, os.cpu_count(), threads_given()),
             (repr(model.module), dataset.input_shape, algorithm.name, repr(local), clients, num_rounds, whole),
             (int(sizes.max()), round(float(sizes.mean()), 1), self.max_slots, self.max_seconds),
-            (self.precision, self.cuda_graphs),
+            (self.precision, self.cuda_graphs, sorted(map(str, sums.items()))),
         ]
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 

@@ -47,6 +47,7 @@ class SerialTrainer:
         local: the optimizer's settings.
         seed: the run's seed, for dropout.
         uplink: where updates go; None: into their mean.
+        sum_dtype: of the mean's running sum.
         precision: of gradients (`fedsim.train.precision`).
         cuda_graphs: launch each step as a CUDA graph (`fedsim.train.graphs`); None: where that works.
         data: where minibatches come from; None: the training samples.
@@ -65,12 +66,13 @@ class SerialTrainer:
         *,
         seed: int = 0,
         uplink: Uplink | None = None,
+        sum_dtype: torch.dtype = torch.float64,
         precision: str = "float32",
         cuda_graphs: bool | None = None,
         data: Samples | None = None,
         gradient: RowGradient | None = None,
     ) -> None:
-        self.dataset, self.model, self.seed, self.uplink = dataset, model, seed, uplink
+        self.dataset, self.model, self.seed, self.uplink, self.sum_dtype = dataset, model, seed, uplink, sum_dtype
         check(precision, model.device)
         self.data = data or ResidentSplit(dataset, dataset.train, model.device)
         self.gradient = gradient
@@ -115,7 +117,8 @@ class SerialTrainer:
         local = self.local.at(plan.round)
         layout = self.model.layout
         if self.uplink is None:
-            average = OnlineAverage(update_size(record, layout), scale=scale, device=broadcast.device)
+            size = update_size(record, layout)
+            average = OnlineAverage(size, scale=scale, device=broadcast.device, dtype=self.sum_dtype)
         else:
             average = self.uplink.open(plan.round, plan.clients, scale)
         weights = client_weights(self.algorithm, layout, plan.clients, plan.weights, broadcast)

@@ -85,7 +85,7 @@ class SiloTrainer:
     """The first process of a silo: a `SerialTrainer` whose gradients come from all processes.
 
     Args:
-        dataset, model, algorithm, local, seed, uplink: as for `SerialTrainer`.
+        dataset, model, algorithm, local, seed, uplink, sum_dtype: as for `SerialTrainer`.
         group: the silo, in which this process is the first, and all others are in `serve`.
         ended: called when the silo is no longer needed.
 
@@ -106,6 +106,7 @@ class SiloTrainer:
         group: Group,
         seed: int = 0,
         uplink: Uplink | None = None,
+        sum_dtype: torch.dtype = torch.float64,
         ended: Callable[[], None] | None = None,
     ) -> None:
         require_separable(model.module)
@@ -117,6 +118,7 @@ class SiloTrainer:
             local,
             seed=seed,
             uplink=uplink,
+            sum_dtype=sum_dtype,
             data=_RowNumbers(),
             gradient=_SiloGradient(model, dataset, group),
         )

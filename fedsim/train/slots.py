@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.aggregate import OnlineAverage
+from fedsim.aggregate import Factors, OnlineAverage
 from fedsim.config import LocalConfig
 from fedsim.train.gradient import Gradients, SlotGradient, Slots
 from fedsim.train.seats import Seated, fill_
@@ -218,16 +218,20 @@ class SlotState:
         coordinates = self.coordinates[index] * share[:, None]
         kept = coordinates[:, 0].sum() - share.sum()  # (a - 1) W_0, summed over the slots
         for name, base in self.bases.items():
-            pairs = []
+            factors = []
             for group in _grouped(slots, self.taken[slots] * self.batch):
-                d = [
-                    self.gradients[name][slots[i], : self.taken[slots[i]]]
-                    * coordinates[i, 1 : 1 + self.taken[slots[i]], None, None]
-                    for i in group
-                ]
-                x = [self.inputs[name][slots[i], : self.taken[slots[i]]].flatten(0, 1) for i in group]
-                pairs.append((torch.cat(d).flatten(0, 1), x[0] if len(x) == 1 else torch.cat(x)))
-            average.add_product(pairs, base if self.local.weight_decay else None, kept, self.places[name])
+                steps = [(slots[i], slice(0, self.taken[slots[i]])) for i in group]
+                left = [self.gradients[name][slot, past].flatten(0, 1) for slot, past in steps]
+                right = [self.inputs[name][slot, past].flatten(0, 1) for slot, past in steps]
+                shares = [coordinates[i, 1 : 1 + self.taken[slots[i]]] for i in group]
+                factors.append(
+                    Factors(
+                        left=left,
+                        coefficients=torch.cat(shares).repeat_interleave(self.batch),
+                        right=right[0] if len(right) == 1 else torch.cat(right),
+                    )
+                )
+            average.add_product(factors, base if self.local.weight_decay else None, kept, self.places[name])
         return squares
 
 

@@ -7,8 +7,10 @@ round for every K, through the schedule that the round would have.
 
 import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import psutil
@@ -51,6 +53,7 @@ class Trial:
         scale: of its average.
         whole: nothing may be factored.
         base: precision and CUDA graphs of every trainer that is tried.
+        sums: what trainers are told of the mean.
 
     Attributes:
         steps: (m,) int64 local steps of each client, longest first.
@@ -69,8 +72,10 @@ class Trial:
         whole: bool = False,
         *,
         base: Choice = Choice(num_slots=0, num_threads=1, reason=""),  # noqa: B008 (frozen)
+        sums: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.dataset, self.model, self.algorithm, self.whole, self.base = dataset, model, algorithm, whole, base
+        self.sums = sums
         self.local = replace(local, learning_rate=min(local.learning_rate, 1e-6))  # a trial must not diverge
         cohort = cohort[dataset.train.sizes[cohort] > 0]
         sizes = dataset.train.sizes[cohort]
@@ -87,7 +92,7 @@ class Trial:
         batched = num_slots > 0
         if batched not in self.trainers:
             factory = replace(self.base, num_slots=num_slots).trainer()
-            extra = {"factor": False} if batched and self.whole else {}
+            extra = {**self.sums, **({"factor": False} if batched and self.whole else {})}
             trainer = factory(self.dataset, self.model, self.algorithm, self.local, seed=0, **extra)
             self.trainers[batched] = trainer
         if batched:

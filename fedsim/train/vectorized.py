@@ -50,6 +50,7 @@ class VectorizedTrainer:
         factor: keep large linear layers as factors (`FactoredLinear`) where that takes less memory than a weight
             for each slot; False never does.
         uplink: where updates go, whole, so that nothing is factored; None: into their mean.
+        sum_dtype: of the mean's running sum.
         precision: of gradients (`fedsim.train.precision`); with bf16 nothing is factored.
         cuda_graphs: launch each step as a CUDA graph (`fedsim.train.graphs`), for which nothing is factored; None:
             where that works.
@@ -66,13 +67,14 @@ class VectorizedTrainer:
         num_slots: int = 32,
         factor: bool = True,
         uplink: Uplink | None = None,
+        sum_dtype: torch.dtype = torch.float64,
         precision: str = "float32",
         cuda_graphs: bool | None = None,
     ) -> None:
         if num_slots < 1:
             raise ValueError(f"trainer.num_slots must be at least 1, got {num_slots}")
         check(precision, model.device)
-        self.dataset, self.model, self.seed, self.uplink = dataset, model, seed, uplink
+        self.dataset, self.model, self.seed, self.uplink, self.sum_dtype = dataset, model, seed, uplink, sum_dtype
         self.algorithm, self.local, self.num_slots = algorithm, local, num_slots
         self.data = ResidentSplit(dataset, dataset.train, model.device)
         self.stochastic, self.precision = is_stochastic(model, dataset), precision
@@ -130,7 +132,7 @@ class VectorizedTrainer:
         """
         size = update_size(self._record(plan), self.model.layout)
         if self.uplink is None:
-            average = OnlineAverage(size, scale=scale, device=broadcast.device)
+            average = OnlineAverage(size, scale=scale, device=broadcast.device, dtype=self.sum_dtype)
         else:
             average = self.uplink.open(plan.round, plan.clients, scale)
         try:

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+import torch
+
 from fedsim.aggregate import PartialAverage
 from fedsim.transport.messages import partial_of
 from fedsim.transport.shares import Child, Share
@@ -12,8 +14,10 @@ class Unwanted(Exception):
     """A child has sent what it was not asked for, or could not do what it was."""
 
 
-def answer(child: Child, message: Message, share: Share | None, size: int | None) -> PartialAverage:
-    """What a child has sent for the share that it was given; `size`: elements of the total, if it is known.
+def answer(
+    child: Child, message: Message, share: Share | None, size: int | None, dtype: torch.dtype | None = None
+) -> PartialAverage:
+    """What a child has sent for the share that it was given; `size`, `dtype`: of the total, if they are known.
 
     A failure that is the node's own is noted in the share.
 
@@ -33,7 +37,7 @@ def answer(child: Child, message: Message, share: Share | None, size: int | None
         partial = partial_of(message, share.job)
     except ValueError as error:
         raise Unwanted(str(error)) from None
-    if size is not None and len(partial.total) != size:
+    if size not in (None, len(partial.total)) or dtype not in (None, partial.total.dtype):
         raise Unwanted("it sent an average of another model")
     return partial
 

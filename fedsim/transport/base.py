@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fedsim.aggregate import ClientRows, OnlineAverage, PartialAverage, weight_scale
@@ -77,14 +78,15 @@ def train_group(run_round: Callable[[Job], PartialAverage], job: Job) -> Partial
     are those of a plain run's round (r - 1) group_rounds + k.
     """
     vector, weight = job.broadcast.clone(), float(job.sizes.sum())
-    found = []
+    found, dtype = [], torch.float64
     for k in range(job.group_rounds):
         round = (job.round - 1) * job.group_rounds + k + 1
         inner = replace(job, round=round, broadcast=vector, scale=weight_scale(weight), group_rounds=1)
         partial = run_round(inner)
         vector.add_(partial.mean.to(vector.dtype))
+        dtype = partial.total.dtype
         found.append(partial.metrics)
-    average = OnlineAverage(len(vector), scale=job.scale, device=vector.device)
+    average = OnlineAverage(len(vector), scale=job.scale, device=vector.device, dtype=dtype)
     average.add(vector, job.broadcast, weight)
     return average.result({**add_metrics(found), "clients": found[0]["clients"]})
 

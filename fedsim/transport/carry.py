@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fedsim.aggregate import ClientRows, OnlineAverage, PartialAverage
+from fedsim.aggregate import ClientRows, OnlineAverage, PartialAverage, merged
 from fedsim.client_state import ClientVectors
 from fedsim.transport.base import Job
 from fedsim.transport.inprocess import InProcess
@@ -55,19 +55,16 @@ class Relay:
         return {name: found.part(clients) for name, found in self.job.rows.items()}
 
     def check(self, partial: PartialAverage, job: Job) -> None:
-        if self.average is not None and len(partial.total) != len(self.average.total):
+        if self.average is not None and (
+            len(partial.total) != len(self.average.total) or partial.total.dtype != self.average.total.dtype
+        ):
             raise ValueError("it sent an average of another model")
         for found in partial.rows.values():
             if not np.isin(found.clients, job.cohort).all():
                 raise ValueError("it sent vectors of clients that it was not given")
 
     def take(self, partial: PartialAverage) -> None:
-        if self.average is None:  # nobody else has this sum
-            self.average = OnlineAverage(0, scale=partial.scale)
-            self.average.total = partial.total
-            self.average.add_weight([partial.weight])
-        else:
-            self.average.merge(partial)
+        self.average = merged(self.average, partial)
         for name, found in partial.rows.items():
             self.rows.setdefault(name, []).append(found)
 

@@ -4,7 +4,7 @@ import logging
 
 import torch
 
-from fedsim.aggregate import OnlineAverage, PartialAverage
+from fedsim.aggregate import PartialAverage, merged
 from fedsim.config import LocalConfig
 from fedsim.data.federated import Split
 from fedsim.memory import out_of_memory
@@ -23,13 +23,13 @@ class InProcess:
 
     def run_round(self, job: Job) -> PartialAverage:
         if job.group_rounds > 1:
-            average = OnlineAverage(len(job.broadcast), scale=job.scale, device=job.broadcast.device)
-            metrics = []
+            average, metrics = None, []
             for group in job.groups():
                 partial = train_group(self.run_round, group)
-                average.merge(partial)
+                average = merged(average, partial)
                 metrics.append(partial.metrics)
                 del partial  # before the next group's
+            assert average is not None, "a job has a client with samples"
             return average.result(add_metrics(metrics))
         while True:
             plan = make_plan(

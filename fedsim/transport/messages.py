@@ -96,7 +96,7 @@ def partial_of(message: Message, job: Job) -> PartialAverage:
     """
     fields, total = message.fields, message.tensors.get("total")
     metrics, weight = fields.get("metrics"), fields.get("weight")
-    if total is None or total.dtype != torch.float64 or total.dim() != 1:
+    if total is None or total.dtype not in (torch.float64, torch.float32) or total.dim() != 1:
         raise ValueError("it sent an average of another model")
     if fields.get("scale") != job.scale or not isinstance(metrics, dict) or not isinstance(weight, float):
         raise ValueError("it sent an average without weight, scale and metrics")

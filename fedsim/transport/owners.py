@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fedsim.aggregate import OnlineAverage, PartialAverage
+from fedsim.aggregate import OnlineAverage, PartialAverage, merged
 from fedsim.transport.answers import Unwanted, answer, traffic
 from fedsim.transport.base import Job, add_metrics
 from fedsim.transport.messages import share_message
@@ -139,14 +139,14 @@ class Owners:
                 child, message = event
                 share, child.share = running.pop(child, None), None
                 try:
-                    partial = answer(child, message, share, None if average is None else len(average.total))
+                    known = (None, None) if average is None else (len(average.total), average.total.dtype)
+                    partial = answer(child, message, share, *known)
                 except Unwanted as error:
                     self.star.drop(child, str(error))
                     failures.setdefault(child.name, []).append(str(error))
                     left |= np.isin(job.cohort, [] if share is None else share.job.cohort)
                     continue
-                average = average or OnlineAverage(len(partial.total), scale=job.scale)
-                average.merge(partial)
+                average = merged(average, partial)
                 metrics.append(partial.metrics)
         if left.any():
             log.warning(

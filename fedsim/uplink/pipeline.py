@@ -78,7 +78,7 @@ class Pipeline:
     def close(
         self, mean: Tensor, sums: dict[str, float], *, round: int, cohort_size: float
     ) -> tuple[Tensor, dict[str, float]]:
-        """The server's side: the mean (P + Q,) float64, which may be overwritten, and the transforms' figures."""
+        """The server's side: the mean (P + Q,), which may be overwritten, and the transforms' figures."""
         noise = sum(t.noise_multiplier for t in self.transforms)
         bounds = [t.bound(state) for t, state in zip(self.transforms, self.states, strict=True) if t.bound is not None]
         counts = [t.count_noise(cohort_size, noise) for t in self.transforms if t.count_noise is not None]

@@ -63,7 +63,7 @@ class Receiver:
         self.average: OnlineAverage | None = None
         self.kept: UpdateStore | None = None
         if aggregator.rule is None:
-            self.average = OnlineAverage(size, scale=scale, device=like.device)
+            self.average = OnlineAverage(size, scale=scale, device=like.device, dtype=aggregator.dtype)
         elif not piece:
             aggregator.require(self.num_clients)
             self.kept = self._store(clients.tolist())

@@ -141,12 +141,12 @@ class Uplink:
     def empty(self) -> PartialAverage:
         """What a round gives in which nobody came: privately that too is a round, and its noise hides it."""
         self.pipeline.begin()
-        total = torch.zeros(self.size, dtype=torch.float64, device=self.like.device)
+        total = torch.zeros(self.size, dtype=self.aggregator.dtype, device=self.like.device)
         sums = {"loss_sum": 0.0, "samples": 0.0, "clients": 0.0}
         return PartialAverage(total=total, weight=1.0, scale=1.0, metrics=sums)
 
     def close(self, partial: PartialAverage, round: int, cohort: np.ndarray) -> Tensor:
-        """The server's side: the mean (P + Q + ...,) float64 that moves the model, in the place of the total."""
+        """The server's side: the mean (P + Q + ...,) that moves the model, in the place of the total."""
         mean, cohort_size = partial.take_mean(), float(len(cohort))
         if self.private:
             cohort_size = self.weight(partial.weight)

@@ -23,7 +23,7 @@ from fedsim.algorithms import fedavg
 from fedsim.algorithms.base import Algorithm
 from fedsim.initial_model import build_model
 from fedsim.models import logistic
-from fedsim.parts import make_uplink, poisoned
+from fedsim.parts import make_uplink, poisoned, sum_options
 from fedsim.sampling import Population, uniform
 from fedsim.train.serial import SerialTrainer
 from fedsim.transport.base import Transport
@@ -125,7 +125,7 @@ class Net:
             model, algorithm = build_model(dataset, self.model, seed=0, device="cpu"), self.algorithm()
             drawn = uniform(Population(sizes=dataset.train.sizes), 7)
             uplink = make_uplink(model, algorithm, ServerConfig(), drawn, len(sizes), seed=0, **parts)
-            extra = {} if uplink is None else {"uplink": uplink}
+            extra = sum_options(parts["aggregator"]) if uplink is None else {"uplink": uplink}
             trainer = factory(dataset, model, algorithm, self.local, seed=0, **extra)
             own = Carrying(InProcess(trainer, dataset.train, self.local, seed=0), uplink)
             ours = self.identity(dataset, model)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.distributed import TCPStore
 
+from fedsim.robust import mean
 from fedsim.transport import join
 from fedsim.transport.join import Refused
 
@@ -53,6 +54,23 @@ def test_a_tree_of_three_levels_ends_in_the_same_bits_and_sends_one_vector_up(ne
     for row in rows[1:]:
         for child in ("s0", "s1"):
             assert vector_bytes <= row[f"bytes_up/{child}"] < vector_bytes + 2000  # headers, JSON, heartbeats
+
+
+def test_workers_send_half_as_much_of_a_mean_in_float32(net):
+    exact = net.reference()
+    net.parts = lambda: {"aggregator": mean(dtype="float32")}
+    simulation = net.simulation(net.star)
+    net.expected = 2
+    _, west = net.scheduler(simulation.transport.address)
+    for _ in range(2):
+        net.worker(west)
+    simulation.transport.own.run_round = None
+    simulation.transport.gather()
+    rows = list(simulation.rounds())
+    simulation.close()
+    torch.testing.assert_close(simulation.server.vector, exact, rtol=1e-5, atol=1e-6)
+    vector_bytes = 4 * len(simulation.server.vector)
+    assert all(vector_bytes <= row["bytes_up/s0"] < vector_bytes + 2000 for row in rows[1:])
 
 
 def test_groups_do_several_rounds_among_themselves_wherever_they_train(net):
