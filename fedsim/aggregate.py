@@ -33,8 +33,8 @@ log = logging.getLogger("fedsim")
 # Elements handled at once: on a CPU, a block and its float64 temporaries stay in the processor's cache.
 _BLOCK = 1 << 17
 _BLOCK_CUDA = 1 << 24
-# Bytes of a sum for which no place is left in the pieces of the last round's memory: glibc maps it for itself. To give
-# those back takes a millisecond, less than a step of such a model.
+# Bytes of a sum that gets pages of its own, when the pieces of the last round's memory have been given back: that takes
+# a millisecond, less than a step of such a model.
 _LARGE = 1 << 24
 _GRID = float(1 << 44)
 # Sums of whole numbers are exact below 2^53, which is a mean of 512. Where all updates are shorter than this, it stays

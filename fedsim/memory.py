@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import mmap
+import os
 import sys
 import weakref
 from pathlib import Path
@@ -51,7 +52,8 @@ def give_back_memory() -> None:
     if sys.platform != "linux":
         return
     with contextlib.suppress(OSError, AttributeError):  # PyTorch has no MKL, or keeps it to itself
-        ctypes.CDLL("libtorch_cpu.so").mkl_serv_free_buffers()  # that are not in use: `mkl_free_buffers`
+        loaded = ctypes.CDLL("libtorch_cpu.so", mode=os.RTLD_NOLOAD)
+        loaded.mkl_serv_free_buffers()  # those that are not in use; in MKL's manual it is `mkl_free_buffers`
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
 

@@ -1,0 +1,55 @@
+"""What is given back to the system, and pages of one's own."""
+
+import ctypes
+import os
+import threading
+
+import psutil
+import pytest
+import torch
+
+from fedsim.memory import give_back_memory, zeros_apart
+
+
+def mkl_bytes():
+    """What MKL holds for later."""
+    try:
+        stat = ctypes.CDLL("libtorch_cpu.so", mode=os.RTLD_NOLOAD).mkl_serv_mem_stat
+    except (OSError, AttributeError):
+        pytest.skip("this PyTorch has no MKL whose buffers can be counted")
+    stat.restype = ctypes.c_longlong
+    return stat(ctypes.byref(ctypes.c_int()))
+
+
+def test_buffers_of_finished_products_go_back():
+    torch.randn(40, 3136) @ torch.randn(3136, 512)
+    if not mkl_bytes():
+        pytest.skip("MKL keeps nothing on this processor")
+    give_back_memory()
+    assert mkl_bytes() == 0
+
+
+def test_what_is_computed_meanwhile_is_not_disturbed():
+    left, right = torch.randn(40, 1000), torch.randn(1000, 300)
+    expected, wrong, ended = left @ right, [], threading.Event()
+
+    def compute():
+        while not ended.is_set():
+            wrong.extend([1] * (not torch.equal(left @ right, expected)))
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    for _ in range(300):
+        give_back_memory()
+    ended.set()
+    thread.join()
+    assert not wrong
+
+
+def test_pages_of_their_own_are_zero_and_taken_when_written():
+    before = psutil.Process().memory_info().rss
+    large = zeros_apart(1 << 26, torch.float32)  # 256 MiB
+    assert psutil.Process().memory_info().rss - before < 64 << 20
+    large[: 1 << 20] += 1.0
+    assert large[: (1 << 20) + 1].sum() == 1 << 20
+    assert large.shape == (1 << 26,)
