@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedsim.aggregate import OrderWatch, weight_scale
-from fedsim.algorithms.base import Algorithm, Round, Setup
+from fedsim.algorithms.base import Algorithm, Round, Setup, step_server
 from fedsim.arrivals.base import Arrivals, Buffer
 from fedsim.client_state import ClientVectors
 from fedsim.config import ScheduleConfig
@@ -100,7 +100,7 @@ class AsyncServer:
             total=lambda: self._weight(np.arange(len(self.sizes))),
         )
         mean[: self.num_parameters] *= self.schedule.at(version + 1)
-        self.state = self.algorithm.server_step(self.vector, mean, self.state, around)
+        self.state = step_server(self.algorithm, self.vector, mean, self.state, around)
         self.round, self.arrived = version + 1, buffer.rows
         self.clock.settle(self.round, self._job, self.transport)
         self.moving = False

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedsim.aggregate import OrderWatch, weight_scale
-from fedsim.algorithms.base import Algorithm, Round, ServerState, Setup, lengths, split, weigh
+from fedsim.algorithms.base import Algorithm, Round, ServerState, Setup, lengths, split, step_server, weigh
 from fedsim.clock import Clock
 from fedsim.config import ScheduleConfig, ServerConfig
 from fedsim.denormals import flushed_denormals
@@ -191,7 +191,7 @@ class Server:
         factor = self.schedule.at(round)
         before = None if factor == 1.0 else self.vector[: self.num_parameters].clone()
         self.moving = record is self.algorithm  # a prelude gives vectors, and moves no model
-        state = record.server_step(self.vector, mean[:size], state, around)
+        state = step_server(record, self.vector, mean[:size], state, around)
         if before is not None:
             parameters = self.vector[: self.num_parameters]
             parameters.copy_(torch.lerp(before, parameters, factor))

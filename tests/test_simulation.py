@@ -76,6 +76,17 @@ def test_a_mean_in_float32_ends_where_a_mean_in_float64_does(make_dataset, monke
         mean(dtype="float16")
 
 
+def test_a_server_step_that_returns_nothing_is_told_in_its_first_round(make_dataset):
+    def forgets(vector, mean, state, round):
+        vector += mean
+
+    algorithm = dataclasses.replace(algorithms.fedavg(), name="mine", server_step=forgets)
+    with pytest.raises(
+        ValueError, match=r"algorithm=mine: server_step must return what the server keeps.*returned None"
+    ):
+        fedsim.simulate(make_dataset([9] * 10), logistic, algorithm=algorithm, trainer=SerialTrainer, device="cpu")
+
+
 def test_updates_too_long_for_a_sum_without_order_are_said_once_in_each_run(make_dataset, caplog):
     dataset = make_dataset([30, 20, 10])
     for learning_rate, said in ((1e4, 1), (1e4, 1), (0.1, 0)):

@@ -182,6 +182,21 @@ def _server_step(vector: Tensor, mean: Tensor, state: ServerState, round: Round)
     return state
 
 
+def step_server(algorithm: "Algorithm", vector: Tensor, mean: Tensor, state: ServerState, round: Round) -> ServerState:
+    """`Algorithm.server_step`.
+
+    Raises:
+        ValueError: it gives no dictionary of vectors.
+    """
+    after = algorithm.server_step(vector, mean, state, round)
+    if not isinstance(after, Mapping):
+        raise ValueError(
+            f"algorithm={algorithm.name}: server_step must return what the server keeps, a dictionary of vectors, and "
+            f"returned {after!r}: end it with `return state`"
+        )
+    return after
+
+
 def equal_weights(clients: np.ndarray, samples: np.ndarray, server: Mapping[str, Tensor]) -> np.ndarray:
     """Every client with samples weighs the same."""
     return np.ones(len(clients))
@@ -215,7 +230,7 @@ class Algorithm:
             in each round, and whose `server_step` sees the result; it keeps and broadcasts what this record does.
         server_init: (vector, setup) -> the vectors that the server keeps.
         server_step: (vector, mean, state, round) -> state. Moves the global `vector` (P + Q,) in place by the mean
-            update (P + Q,) float64 of the round.
+            update (P + Q,) of the round, float64, or float32 where `aggregator.dtype` says so.
         asynchronous: when an asynchronous server steps; None: in rounds, when the whole cohort has trained.
     """
 
