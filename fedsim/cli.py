@@ -22,6 +22,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from fedsim import sweep
 from fedsim.choices import keep_own_options
@@ -33,7 +34,7 @@ from fedsim.signals import ends_at_a_signal, exit_code
 
 log = logging.getLogger("fedsim")
 
-MISTAKES = (HydraException, OmegaConfBaseException, ValueError, OSError)
+MISTAKES = (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError)
 _mistakes: list[str] = []  # of the jobs of this process: what the exit code tells
 _places: list[Path] = []  # where this process runs or ran, for whoever interrupts it
 

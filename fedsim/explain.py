@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import hydra
+import yaml
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
@@ -59,6 +60,9 @@ def explain(error: BaseException, conf: Path) -> str:
         conf: the folder of the configuration, from which names are guessed.
     """
     text = str(error)
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        at = error.problem_mark
+        return f"{at.name}, line {at.line + 1}, is no YAML: {error.problem} (column {at.column + 1})"
     if match := re.search(r"Could not override '([^']*)'", text):
         return unknown(match[1], known_keys(conf))
     if match := re.search(

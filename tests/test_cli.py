@@ -144,6 +144,16 @@ MISTAKES = {
 }
 
 
+def test_a_slip_in_a_file_of_ones_own_is_told_with_its_line(fedsim, tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("server:\n  num_rounds: [1, 2\nseed: : 3\n")
+    done = fedsim("--config-dir", str(tmp_path), "+experiment=mine")
+    assert done.code == 1
+    assert done.err.splitlines()[-1].startswith("fedsim: error: ")
+    assert "mine.yaml, line 3, is no YAML: expected ',' or ']'" in done.err
+    assert "Traceback" not in done.err
+
+
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_line_that_helps(fedsim, name):
     arguments, message = MISTAKES[name]
