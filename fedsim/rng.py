@@ -5,6 +5,7 @@ Two tools: `stream` makes a NumPy generator for one draw (a cohort, a partition,
 """
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -31,6 +32,11 @@ def torch_stream(seed: int, purpose: str, round: int = 0, client: int = 0) -> to
     return torch.Generator().manual_seed(value)
 
 
+# Who reads a generator's state has its lock and makes an object; what the collector of garbage then ends may let
+# another thread run, and one that waits for that lock with the interpreter's in hand would wait for ever.
+_turn = threading.RLock()
+
+
 @contextmanager
 def forked_generators(enabled: bool = True) -> Iterator[Callable[[int], None]]:
     """PyTorch's own generators, of the CPU and of the GPUs in use, are put back at the end of the `with`.
@@ -42,11 +48,18 @@ def forked_generators(enabled: bool = True) -> Iterator[Callable[[int], None]]:
 
     def seed(value: int) -> None:
         assert enabled, "what is seeded must be put back"
-        for generator in (torch.random.default_generator, *(torch.cuda.default_generators[i] for i in gpus)):
-            generator.manual_seed(value)
+        with _turn:
+            for generator in (torch.random.default_generator, *(torch.cuda.default_generators[i] for i in gpus)):
+                generator.manual_seed(value)
 
-    with torch.random.fork_rng(gpus, enabled=enabled):
+    forked = torch.random.fork_rng(gpus, enabled=enabled)
+    with _turn:
+        forked.__enter__()
+    try:
         yield seed
+    finally:
+        with _turn:
+            forked.__exit__(None, None, None)
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
