@@ -8,7 +8,7 @@ import psutil
 import pytest
 import torch
 
-from fedsim.memory import give_back_memory, zeros_apart
+from fedsim.memory import TensorMeter, give_back_memory, zeros_apart
 
 
 def mkl_bytes():
@@ -53,3 +53,12 @@ def test_pages_of_their_own_are_zero_and_taken_when_written():
     large[: 1 << 20] += 1.0
     assert large[: (1 << 20) + 1].sum() == 1 << 20
     assert large.shape == (1 << 26,)
+
+
+def test_pages_of_their_own_are_counted():
+    with TensorMeter() as meter:
+        kept = zeros_apart(1 << 20, torch.float64)
+        assert meter.now == kept.nbytes
+        del kept
+        assert meter.now == 0
+    assert meter.peak == 8 << 20
