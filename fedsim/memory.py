@@ -62,7 +62,9 @@ def zeros_apart(size: int, dtype: torch.dtype) -> Tensor:
     """(size,) zeros on the CPU, in pages of their own: the system gives them when they are written, and has them back
     when the tensor goes. On the heap they would lie between what lasts for a step only, and break it in pieces."""
     pages = torch.frombuffer(mmap.mmap(-1, size * dtype.itemsize), dtype=dtype)
-    return torch.empty(0, dtype=dtype).set_(pages.untyped_storage(), 0, (size,))  # an operation, for `TensorMeter`
+    return torch.empty(0, dtype=dtype).set_(
+        pages.untyped_storage(), 0, (size,), (1,)
+    )  # an operation, for `TensorMeter`
 
 
 def out_of_memory(error: BaseException) -> bool:
