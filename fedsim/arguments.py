@@ -23,7 +23,7 @@ _GIVEN: dict[str, tuple[int, tuple[str, ...]]] = {
     "partition": (2, ()),
     "sampler": (2, ()),
     "devices": (3, ()),
-    "trainer": (4, ("seed", "uplink", "data", "gradient")),
+    "trainer": (4, ("seed", "uplink", "sum_dtype", "data", "gradient")),
     "tracking.sinks": (1, ()),
 }
 _GROUPS = ("data", "partition", "model", "algorithm", "trainer", "sampler", "aggregator")

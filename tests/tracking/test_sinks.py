@@ -200,7 +200,8 @@ def test_a_resumed_run_is_whole_in_the_newest_offline_folder(fedsim, offline):
     assert again.code == 0, again.err
     assert "failed" not in again.err
     folders = sorted((first.directory / "wandb").glob("offline-run-*"))
-    assert len({folder.name.rpartition("-")[2] for folder in folders}) == 1  # one id, so one run on a server
+    # offline-run-TIME-ID, and -1 behind it within the same second: one id, so one run on a server
+    assert len({folder.name.split("-")[3] for folder in folders}) == 1
     _, history, final, _ = wandb_records(folders[-1])
     assert [row["round"] for row in history] == [1, 2, 3, 4]
     assert [row["train_loss"] for row in history] == [row["train_loss"] for row in rows(first.directory)]
