@@ -18,7 +18,6 @@ from fedsim.data.federated import FederatedDataset
 from fedsim.data.remote import held_elsewhere
 from fedsim.evaluate import Evaluator
 from fedsim.initial_model import build_model
-from fedsim.parts import sum_options
 from fedsim.silos import node_device, silo_trainer
 from fedsim.simulation import Simulation
 from fedsim.tracking.summary import config_hash
@@ -27,6 +26,7 @@ from fedsim.train.calibrate import Auto
 from fedsim.train.choice import set_threads
 from fedsim.train.serial import SerialTrainer
 from fedsim.train.silo import Silo
+from fedsim.train.training import Training
 from fedsim.transport.base import Job
 from fedsim.transport.identity import Identity, layout_hash
 from fedsim.transport.join import listen
@@ -136,29 +136,34 @@ def build_worker(
     """
     dataset, algorithm, asked = build_dataset(theirs, note), instantiate(theirs.algorithm), instantiate(theirs.trainer)
     _require_fit(dataset, identity.config["data"])
-    device, sums = node_device(asked, place, config.device), sum_options(instantiate(theirs.aggregator))
+    device = node_device(asked, place, config.device)
     model = build_model(dataset, instantiate(theirs.model), seed=theirs.seed, device=device)
+    sum_dtype = instantiate(theirs.aggregator).dtype
 
     def make_trainer(seated: FederatedDataset, job: Job) -> Trainer:
         factory = asked
+        training = Training(
+            dataset=seated,
+            model=model,
+            algorithm=algorithm,
+            local=theirs.local,
+            seed=theirs.seed,
+            sum_dtype=sum_dtype,
+        )
         if isinstance(asked, Auto):
             choice = asked.choose(
-                seated,
-                model,
-                algorithm,
-                theirs.local,
+                training,
                 cohort=job.cohort,
                 broadcast=job.broadcast,
                 scale=job.scale,
                 num_rounds=theirs.server.num_rounds,
-                sums=sums,
             )
             log.info(f"trainer=auto chose {choice}")
             set_threads(choice.num_threads)
             factory = choice.trainer()
         elif isinstance(asked, Silo):
             factory = silo_trainer(asked, theirs, plain, place, directory)
-        return factory(seated, model, algorithm, theirs.local, seed=theirs.seed, **sums)
+        return training.trainer(factory)
 
     own = OwnData(
         dataset,

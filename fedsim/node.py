@@ -20,6 +20,7 @@ from fedsim.silos import node_device, silo_trainer
 from fedsim.train.calibrate import Auto
 from fedsim.train.choice import Choice, set_threads
 from fedsim.train.silo import Silo
+from fedsim.train.training import Training
 from fedsim.transport.carry import Carrying
 from fedsim.transport.identity import Identity
 from fedsim.transport.inprocess import InProcess
@@ -105,9 +106,16 @@ def run_node(
             Population(sizes=dataset.train.sizes), clients_asked(theirs.server, dataset.num_clients)
         )
         uplink = make_uplink(model, algorithm, theirs.server, drawn, dataset.num_clients, seed=theirs.seed, **parts)
-        extra = {} if uplink is None else {"uplink": uplink}
-        trains = trainer(dataset, model, algorithm, theirs.local, seed=theirs.seed, **extra)
-        own = Carrying(InProcess(trains, dataset.train, theirs.local, seed=theirs.seed), uplink)
+        training = Training(
+            dataset=dataset,
+            model=model,
+            algorithm=algorithm,
+            local=theirs.local,
+            seed=theirs.seed,
+            uplink=uplink,
+            sum_dtype=parts["aggregator"].dtype,
+        )
+        own = Carrying(InProcess(training.trainer(trainer), dataset.train, theirs.local, seed=theirs.seed), uplink)
         built = identity_of(plain, dataset, model, algorithm)
         ready = {"config_hash": built.config_hash, "dataset": built.dataset, "layout": built.layout}
         return Built(transport=own, device=model.device, ready=lambda: ready)

@@ -107,12 +107,6 @@ def poisoned(dataset: FederatedDataset, attack: Attack | None, seed: int) -> Fed
     return attack.poison(dataset, attack.attackers(dataset.num_clients, seed))
 
 
-def sum_options(aggregator: Aggregator | None) -> dict[str, Any]:
-    """What trainers are told of the mean, where it is not what they expect."""
-    dtype = (aggregator or mean()).dtype
-    return {} if dtype == mean().dtype else {"sum_dtype": dtype}
-
-
 def make_uplink(
     model: FlatModel,
     algorithm: Algorithm,

@@ -28,8 +28,8 @@ from fedsim.devices import Devices
 from fedsim.examine import Examiner, Examines
 from fedsim.initial_model import ModelFactory, build_model, draw_model
 from fedsim.memory import free_memory_bytes, give_back_memory
-from fedsim.parts import make_server, make_uplink, poisoned, refuse_kinds, refuse_misfits, sum_options, tell_biases
-from fedsim.robust import Aggregator
+from fedsim.parts import make_server, make_uplink, poisoned, refuse_kinds, refuse_misfits, tell_biases
+from fedsim.robust import Aggregator, mean
 from fedsim.sampling import Population, Sampler, uniform
 from fedsim.server import Metrics, Server, refuse_half_a_round, rounds
 from fedsim.train.base import Trainer
@@ -38,6 +38,7 @@ from fedsim.train.choice import Choice, set_threads
 from fedsim.train.footprint import Footprint, footprint, require
 from fedsim.train.own import own_models
 from fedsim.train.serial import SerialTrainer
+from fedsim.train.training import Training
 from fedsim.train.vectorized import VectorizedTrainer
 from fedsim.transforms import Transform
 from fedsim.transport.base import Grouped, Transport
@@ -113,12 +114,18 @@ class Simulation:
             self.model, algorithm, server, drawn, dataset.num_clients, aggregator, transforms, attack, seed
         )
         tell_biases(algorithm, self.uplink, sampler)
-        self._sums = sum_options(aggregator)
-        self.choice = trainer if isinstance(trainer, Choice) else None
+        self._training = Training(
+            dataset=dataset,
+            model=self.model,
+            algorithm=algorithm,
+            local=local,
+            seed=seed,
+            uplink=self.uplink,
+            sum_dtype=(aggregator or mean()).dtype,
+        )
+        self.choice: Choice | None = None
         self._factory = SerialTrainer if isinstance(trainer, Auto | Choice) else trainer
-        if self.choice is not None:
-            set_threads(self.choice.num_threads)
-        self.own = InProcess(self._make_trainer(), dataset.train, local, seed=seed)
+        self.own = InProcess(self._training.trainer(self._factory), dataset.train, local, seed=seed)
         self.server = make_server(
             self.model,
             dataset,
@@ -136,25 +143,20 @@ class Simulation:
         )
         if isinstance(trainer, Auto):
             job = self.server.next_job()
-            self.choice = trainer.choose(
-                dataset,
-                self.model,
-                algorithm,
-                local,
+            trainer = trainer.choose(
+                self._training,
                 cohort=job.cohort,
                 broadcast=job.broadcast,
                 scale=job.scale,
                 num_rounds=server.num_rounds,
-                whole=self.uplink is not None,
-                sums=self._sums,
             )
-            self.own.trainer = self._make_trainer()
-            set_threads(self.choice.num_threads)
             self.model.load(self.server.vector)
+        if isinstance(trainer, Choice):
+            self._choose(trainer)
         if isinstance(self.trainer, VectorizedTrainer) and not self.model.layout.buffers:
             self.model.rest_on(self.server.vector)  # slots have rows of their own; but a buffer may move in any call
         give_back_memory()  # of trials, and of the module's own parameters
-        self._client_state = client_state
+        self._limits = int(client_state.ram_gib * 2**30), int(client_state.device_gib * 2**30)
         self._limit()
         if self.examiner.test is None and server.stops_early:
             raise ValueError(f"server.stop_at_accuracy and server.patience need a test set; {dataset.name} has none")
@@ -176,7 +178,8 @@ class Simulation:
         """The memory that a round will take, from two trial steps; they leave no trace in the run."""
         job, trainer = self.server.next_job(), self.trainer
         if trainer.clients is not None or self.uplink is not None:  # which a trial would change
-            trainer = self._make_trial()
+            trainer = self._training.trial(self._factory)
+            trainer.num_slots = self.trainer.num_slots
         needed = footprint(trainer, self.dataset.train, job.cohort, self.local, job.broadcast, job.scale)
         self.model.load(self.server.vector)
         require(needed, free_memory_bytes(self.model.device), self.local)
@@ -197,21 +200,12 @@ class Simulation:
 
     def _limit(self) -> None:
         for state in self.client_states.values():
-            state.limit(int(self._client_state.ram_gib * 2**30), int(self._client_state.device_gib * 2**30))
+            state.limit(*self._limits)
 
-    def _make_trainer(self) -> Trainer:
-        factory = self._factory if self.choice is None else self.choice.trainer()
-        extra: dict[str, Any] = self._sums if self.uplink is None else {"uplink": self.uplink}
-        return factory(self.dataset, self.model, self.algorithm, self.local, seed=self.seed, **extra)
-
-    def _make_trial(self) -> Trainer:
-        """A trainer whose rounds leave no trace."""
-        factory = self._factory if self.choice is None else self.choice.trainer()
-        trial = factory(self.dataset, self.model, self.algorithm, self.local, seed=self.seed, **self._sums)
-        trial.num_slots = self.trainer.num_slots
-        if isinstance(trial, VectorizedTrainer) and self.uplink is not None:
-            trial.factorable = {}
-        return trial
+    def _choose(self, choice: Choice) -> None:
+        self.choice, self._factory = choice, choice.trainer()
+        self.own.trainer = self._training.trainer(self._factory)
+        set_threads(choice.num_threads)
 
     def use(self, choice: Choice) -> None:
         """Go on with the trainer that a run was begun with, whatever was measured now.
@@ -222,9 +216,7 @@ class Simulation:
         if self.choice is not None and choice.facts != self.choice.facts:
             if not self._alone:
                 raise ValueError("the run was begun with another trainer than its workers have: give it as trainer=")
-            self.choice = choice
-            self.own.trainer = self._make_trainer()
-            set_threads(choice.num_threads)
+            self._choose(choice)
             self._limit()
 
     def rounds(self) -> Iterator[Metrics]:

@@ -5,10 +5,8 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import psutil
@@ -16,17 +14,14 @@ import torch
 from torch import Tensor
 
 from fedsim import __version__
-from fedsim.algorithms.base import Algorithm
-from fedsim.config import LocalConfig
 from fedsim.data.cache import cache_root
-from fedsim.data.federated import FederatedDataset
 from fedsim.files import write_text
 from fedsim.memory import out_of_memory
 from fedsim.train.choice import Choice, threads_given
 from fedsim.train.footprint import budget_bytes
 from fedsim.train.graphs import CannotCapture
+from fedsim.train.training import Training
 from fedsim.train.trial import Trial, seconds_elsewhere
-from fedsim.vector import FlatModel
 
 log = logging.getLogger("fedsim")
 
@@ -72,33 +67,26 @@ class Auto:
 
     def choose(
         self,
-        dataset: FederatedDataset,
-        model: FlatModel,
-        algorithm: Algorithm,
-        local: LocalConfig,
+        training: Training,
         *,
         cohort: np.ndarray,
         broadcast: Tensor,
         scale: float,
         num_rounds: int,
-        whole: bool = False,
-        sums: Mapping[str, Any] = MappingProxyType({}),
     ) -> Choice:
         """Measure, or remember, and choose.
 
         Args:
-            dataset, model, algorithm, local: the run.
+            training: of the run.
             cohort: (m,) the clients of a typical round.
             broadcast, scale: of its job.
             num_rounds: rounds that the choice is made for.
-            whole: every update will be needed as a whole vector, so nothing is factored.
-            sums: what trainers are told of the mean.
 
         Raises:
             ValueError: not even one client at a time fits the budget.
         """
         budget = budget_bytes(self.memory_budget, broadcast.device)
-        key = self._key(dataset, model, algorithm, local, len(cohort), num_rounds, whole, sums)
+        key = self._key(training, len(cohort), num_rounds)
         path = cache_root() / "trainer" / f"{key}.json"
         if self.cache and path.is_file():
             try:
@@ -109,7 +97,7 @@ class Auto:
             except (ValueError, TypeError, OSError):
                 log.warning(f"{path} cannot be read; measuring again")
         base = Choice(num_slots=0, num_threads=1, reason="", precision=self.precision, cuda_graphs=self.cuda_graphs)
-        trial = Trial(dataset, model, algorithm, local, cohort, broadcast, scale, whole, base=base, sums=sums)
+        trial = Trial(training, cohort, broadcast, scale, base=base)
         choice = self._measure(trial, budget, num_rounds)
         if choice.disturbed:
             log.warning(_DISTURBED)
@@ -121,25 +109,16 @@ class Auto:
                 log.warning(f"the choice of trainer is not remembered ({error})")
         return choice
 
-    def _key(
-        self,
-        dataset: FederatedDataset,
-        model: FlatModel,
-        algorithm: Algorithm,
-        local: LocalConfig,
-        clients: int,
-        num_rounds: int,
-        whole: bool,
-        sums: Mapping[str, Any],
-    ) -> str:
-        device = model.device
+    def _key(self, training: Training, clients: int, num_rounds: int) -> str:
+        dataset, model, device = training.dataset, training.model, training.model.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         sizes = dataset.train.sizes
         facts = [
             (__version__, torch.__version__, name, os.cpu_count(), threads_given()),
-            (repr(model.module), dataset.input_shape, algorithm.name, repr(local), clients, num_rounds, whole),
+            (repr(model.module), dataset.input_shape, training.algorithm.name, repr(training.local)),
+            (clients, num_rounds, training.uplink is not None, training.sum_dtype),
             (int(sizes.max()), round(float(sizes.mean()), 1), self.max_slots, self.max_seconds),
-            (self.precision, self.cuda_graphs, sorted(map(str, sums.items()))),
+            (self.precision, self.cuda_graphs),
         ]
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 

@@ -7,24 +7,19 @@ round for every K, through the schedule that the round would have.
 
 import contextlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
-from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import psutil
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.base import Algorithm
-from fedsim.config import LocalConfig
-from fedsim.data.federated import FederatedDataset
 from fedsim.train.base import Trainer
 from fedsim.train.choice import Choice
 from fedsim.train.footprint import Footprint, footprint, short_plan
 from fedsim.train.plan import Plan, busy_slots, count_steps
-from fedsim.vector import FlatModel
+from fedsim.train.training import Training
 
 # A trial takes this many steps after the first.
 _STEPS = 2
@@ -47,13 +42,11 @@ class Trial:
     """Short rounds of the run's own clients, whose results are thrown away.
 
     Args:
-        dataset, model, algorithm, local: the run.
+        training: of the run.
         cohort: (m,) int64 clients of a typical round.
         broadcast: (P + Q + ...,) as in a job.
         scale: of its average.
-        whole: nothing may be factored.
         base: precision and CUDA graphs of every trainer that is tried.
-        sums: what trainers are told of the mean.
 
     Attributes:
         steps: (m,) int64 local steps of each client, longest first.
@@ -62,23 +55,18 @@ class Trial:
 
     def __init__(
         self,
-        dataset: FederatedDataset,
-        model: FlatModel,
-        algorithm: Algorithm,
-        local: LocalConfig,
+        training: Training,
         cohort: np.ndarray,
         broadcast: Tensor,
         scale: float,
-        whole: bool = False,
         *,
         base: Choice = Choice(num_slots=0, num_threads=1, reason=""),  # noqa: B008 (frozen)
-        sums: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        self.dataset, self.model, self.algorithm, self.whole, self.base = dataset, model, algorithm, whole, base
-        self.sums = sums
+        self.split, local = training.dataset.train, training.local
         self.local = replace(local, learning_rate=min(local.learning_rate, 1e-6))  # a trial must not diverge
-        cohort = cohort[dataset.train.sizes[cohort] > 0]
-        sizes = dataset.train.sizes[cohort]
+        self.training, self.base = replace(training, local=self.local), base
+        cohort = cohort[self.split.sizes[cohort] > 0]
+        sizes = self.split.sizes[cohort]
         longest_first = np.argsort(-sizes, kind="stable")
         self.cohort, self.broadcast, self.scale = cohort[longest_first], broadcast, scale
         self.batch, _, self.steps = count_steps(sizes[longest_first], local)
@@ -91,10 +79,7 @@ class Trial:
         """One of each kind serves all trials."""
         batched = num_slots > 0
         if batched not in self.trainers:
-            factory = replace(self.base, num_slots=num_slots).trainer()
-            extra = {**self.sums, **({"factor": False} if batched and self.whole else {})}
-            trainer = factory(self.dataset, self.model, self.algorithm, self.local, seed=0, **extra)
-            self.trainers[batched] = trainer
+            self.trainers[batched] = self.training.trial(replace(self.base, num_slots=num_slots).trainer())
         if batched:
             self.trainers[batched].num_slots = num_slots
         return self.trainers[batched]
@@ -105,8 +90,7 @@ class Trial:
         if batched not in self.needs:
             begin = time.perf_counter()
             trainer = self._trainer(2 if batched else 0)
-            arguments = (self.dataset.train, self.cohort, self.local, self.broadcast, self.scale)
-            self.needs[batched] = footprint(trainer, *arguments)
+            self.needs[batched] = footprint(trainer, self.split, self.cohort, self.local, self.broadcast, self.scale)
             self.seconds += time.perf_counter() - begin
         return replace(self.needs[batched], num_slots=max(1, num_slots))
 
@@ -118,8 +102,7 @@ class Trial:
         # clients from everywhere in the cohort: the longest alone would have full minibatches
         cohort = self.cohort[np.linspace(0, len(self.cohort) - 1, n).astype(np.int64)]
         short, long = (
-            self._time(trainer, short_plan(self.dataset.train, cohort, self.local, trainer, steps=s))
-            for s in (1, 1 + _STEPS)
+            self._time(trainer, short_plan(self.split, cohort, self.local, trainer, steps=s)) for s in (1, 1 + _STEPS)
         )
         step = max(long - short, 0.1 * short) / _STEPS
         self.measured[num_slots, num_threads] = step, max(0.0, short - step) / n

@@ -20,6 +20,7 @@ from fedsim.train.choice import Choice
 from fedsim.train.graphs import CannotCapture
 from fedsim.train.plan import busy_slots
 from fedsim.train.serial import SerialTrainer
+from fedsim.train.training import Training
 from fedsim.train.trial import Trial, seconds_elsewhere
 from fedsim.train.vectorized import VectorizedTrainer
 from fedsim.vector import FlatModel
@@ -131,7 +132,8 @@ def test_the_budget_bounds_the_slots_and_refuses_what_cannot_fit(make_dataset):
         return leaf_cnn(shape, classes, hidden_size=64)
 
     flat = FlatModel(model(dataset.input_shape, dataset.num_classes), torch.device("cpu"))
-    trial = Trial(dataset, flat, fedavg(), LOCAL, np.arange(8), flat.vector.clone(), 256.0)
+    training = Training(dataset=dataset, model=flat, algorithm=fedavg(), local=LOCAL)
+    trial = Trial(training, np.arange(8), flat.vector.clone(), 256.0)
     budget = (trial.footprint(4).extra + trial.footprint(8).extra) // 2
     assert trial.footprint(0).extra < budget
     patient = Auto(cache=False, memory_budget=budget, max_seconds=60.0)  # the budget ends it, and not the time
@@ -205,7 +207,8 @@ def test_prediction_of_a_kind_grows_with_the_slots_alone(make_dataset):
     dataset = make_dataset(SIZES)
     model = FlatModel(logistic(dataset.input_shape, dataset.num_classes), torch.device("cpu"))
     cohort = np.arange(8)
-    trial = Trial(dataset, model, fedavg(), LOCAL, cohort, model.vector.clone(), 256.0)
+    training = Training(dataset=dataset, model=model, algorithm=fedavg(), local=LOCAL)
+    trial = Trial(training, cohort, model.vector.clone(), 256.0)
     needs = [trial.footprint(n) for n in (1, 4, 8)]
     assert needs[2].extra - needs[1].extra == 4 * needs[0].slot
 

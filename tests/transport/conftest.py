@@ -23,9 +23,11 @@ from fedsim.algorithms import fedavg
 from fedsim.algorithms.base import Algorithm
 from fedsim.initial_model import build_model
 from fedsim.models import logistic
-from fedsim.parts import make_uplink, poisoned, sum_options
+from fedsim.parts import make_uplink, poisoned
+from fedsim.robust import mean
 from fedsim.sampling import Population, uniform
 from fedsim.train.serial import SerialTrainer
+from fedsim.train.training import Training
 from fedsim.transport.base import Transport
 from fedsim.transport.carry import Carrying, Ledger
 from fedsim.transport.dispatch import Dispatch
@@ -120,14 +122,20 @@ class Net:
         factory = changes.pop("trainer", SerialTrainer)
 
         def build(identity: Identity, upstream: list[str]) -> Built:
-            parts = {"aggregator": None, "transforms": (), "attack": None, **self.parts()}
+            parts = {"aggregator": mean(), "transforms": (), "attack": None, **self.parts()}
             dataset = poisoned(self.make_dataset(sizes), parts["attack"], 0)
             model, algorithm = build_model(dataset, self.model, seed=0, device="cpu"), self.algorithm()
             drawn = uniform(Population(sizes=dataset.train.sizes), 7)
             uplink = make_uplink(model, algorithm, ServerConfig(), drawn, len(sizes), seed=0, **parts)
-            extra = sum_options(parts["aggregator"]) if uplink is None else {"uplink": uplink}
-            trainer = factory(dataset, model, algorithm, self.local, seed=0, **extra)
-            own = Carrying(InProcess(trainer, dataset.train, self.local, seed=0), uplink)
+            training = Training(
+                dataset=dataset,
+                model=model,
+                algorithm=algorithm,
+                local=self.local,
+                uplink=uplink,
+                sum_dtype=parts["aggregator"].dtype,
+            )
+            own = Carrying(InProcess(training.trainer(factory), dataset.train, self.local, seed=0), uplink)
             ours = self.identity(dataset, model)
             ready = {"config_hash": ours.config_hash, "dataset": ours.dataset, "layout": ours.layout}
             return Built(transport=wrap(own), device=torch.device("cpu"), ready=lambda: ready)

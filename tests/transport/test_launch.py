@@ -196,8 +196,9 @@ def test_nodes_on_several_machines_survive_a_restart_of_the_server(fedsim, tmp_p
 
 @pytest.mark.slow
 def test_workers_build_the_trainer_that_a_run_was_begun_with(fedsim, tmp_path):
-    """trainer=auto: the choice is in the run's directory; workers take it from the server and measure nothing."""
-    automatic = [*DEBUG[:2], "server.evaluate_every=0", "checkpoint.every=2"]
+    """trainer=auto: the choice is in the run's directory; workers take it from the server and measure nothing. They
+    send a mean in float32 where the run has one."""
+    automatic = [*DEBUG[:2], "server.evaluate_every=0", "checkpoint.every=2", "aggregator.dtype=float32"]
 
     def run(*arguments, directory=None):
         done = fedsim(*automatic, *arguments, directory=directory)
@@ -216,6 +217,9 @@ def test_workers_build_the_trainer_that_a_run_was_begun_with(fedsim, tmp_path):
     assert alone.keys() == apart.keys()
     for name, tensor in alone.items():  # who shares a batch differs, and with it the rounding
         torch.testing.assert_close(apart[name], tensor, atol=1e-6, rtol=1e-5)
+    last = json.loads((tmp_path / "apart" / "metrics.jsonl").read_text().splitlines()[-1])
+    vector_bytes = sum(4 * tensor.numel() for tensor in alone.values())
+    assert all(vector_bytes <= last[f"bytes_up/worker_{i}"] < vector_bytes + 2000 for i in range(2))
 
 
 @pytest.mark.slow
