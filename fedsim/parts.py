@@ -18,7 +18,7 @@ from fedsim.clock import make_clock
 from fedsim.config import LocalConfig, ServerConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.devices import Devices
-from fedsim.robust import Aggregator, mean
+from fedsim.robust import Aggregator
 from fedsim.sampling import Population, Sampler, power_of_choice, uniform, weighted
 from fedsim.server import Server
 from fedsim.transforms import Transform
@@ -113,7 +113,7 @@ def make_uplink(
     server: ServerConfig,
     sampler: Sampler,
     num_clients: int,
-    aggregator: Aggregator | None,
+    aggregator: Aggregator,
     transforms: Sequence[Transform],
     attack: Attack | None,
     seed: int,
@@ -123,7 +123,6 @@ def make_uplink(
     Raises:
         ValueError: parts that do not fit each other.
     """
-    aggregator = aggregator or mean()
     if aggregator.plain and not transforms and attack is None:
         return None
     if algorithm.prelude is not None or algorithm.asynchronous is not None:

@@ -110,9 +110,17 @@ class Simulation:
             sizes=dataset.train.sizes, losses=self._losses, there=None if made is None else made.there
         )
         drawn = sampler(population, clients_asked(server, dataset.num_clients))
+        aggregator = aggregator or mean()
         self.uplink = make_uplink(
             self.model, algorithm, server, drawn, dataset.num_clients, aggregator, transforms, attack, seed
         )
+        self._named = {
+            "algorithm": {"name": algorithm.name},
+            "model": {"name": type(self.model.module).__name__},
+            "aggregator": {"name": aggregator.name, "dtype": str(aggregator.dtype).removeprefix("torch.")},
+            "transforms": [transform.name for transform in transforms],
+            **({} if attack is None else {"attack": {"name": attack.name, "fraction": attack.fraction}}),
+        }
         tell_biases(algorithm, self.uplink, sampler)
         self._training = Training(
             dataset=dataset,
@@ -121,7 +129,7 @@ class Simulation:
             local=local,
             seed=seed,
             uplink=self.uplink,
-            sum_dtype=(aggregator or mean()).dtype,
+            sum_dtype=aggregator.dtype,
         )
         self.choice: Choice | None = None
         self._factory = SerialTrainer if isinstance(trainer, Auto | Choice) else trainer
@@ -273,11 +281,10 @@ class Simulation:
 
     def settings(self) -> dict[str, Any]:
         """What this run is made with, as plain values: for a run without a configuration of its own."""
-        named = {"algorithm": self.algorithm.name, "model": type(self.model.module).__name__}
         return {
             "name": f"{self.dataset.name}_{self.algorithm.name}",
             "seed": self.seed,
-            **{part: {"name": name} for part, name in named.items()},
+            **self._named,
             "local": asdict(self.local),
             "server": asdict(self.config),
         }

@@ -13,15 +13,17 @@ from fedsim.devices import drawn
 from fedsim.files import in_use
 from fedsim.models import logistic
 from fedsim.recording import record, record_into
+from fedsim.robust import mean, median
 from fedsim.simulation import Simulation
 from fedsim.tracking.sinks import Sinks
 from fedsim.train.choice import Choice
 from fedsim.train.serial import SerialTrainer
+from fedsim.transforms import clip
 
 ROUNDS = 6
 
 
-def simulation(dataset, algorithm: Algorithm) -> Simulation:
+def simulation(dataset, algorithm: Algorithm, **parts) -> Simulation:
     return Simulation(
         dataset,
         logistic,
@@ -31,6 +33,7 @@ def simulation(dataset, algorithm: Algorithm) -> Simulation:
         server=ServerConfig(num_rounds=ROUNDS, clients_per_round=3, evaluate_every=2),
         trainer=SerialTrainer,
         device="cpu",
+        **parts,
     )
 
 
@@ -186,6 +189,12 @@ def test_without_a_configuration_a_run_is_known_by_what_it_is_made_with(make_dat
     for other, differs in (
         (simulation(dataset, fedavg()), "algorithm.name (scaffold there, fedavg here)"),
         (faster, "local.learning_rate (0.1 there, 0.5 here)"),
+        (simulation(dataset, scaffold(), aggregator=median()), "aggregator.name (mean there, median here)"),
+        (
+            simulation(dataset, scaffold(), aggregator=mean(dtype="float32")),
+            "aggregator.dtype (float64 there, float32 here)",
+        ),
+        (simulation(dataset, scaffold(), transforms=[clip(1.0)]), "transforms ([] there, ['clip'] here)"),
     ):
         with pytest.raises(ValueError, match=re.escape(differs)):
             record(other, tmp_path, checkpoint=again)
