@@ -20,6 +20,7 @@ _HOME = {
     "TrackingConfig": "fedsim.config",
     "FederatedDataset": "fedsim.data.federated",
     "from_arrays": "fedsim.data.arrays",
+    "from_clients": "fedsim.data.arrays",
     "Split": "fedsim.data.federated",
 }
 __all__ = [*_HOME, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -4,7 +4,7 @@ Everything is checked here, once, in whole arrays: lengths, shapes, labels, numb
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,6 +89,48 @@ def from_arrays(
         source=source,
         notes=notes,
     )
+
+
+_Clients = Sequence[tuple[Any, Any]] | Mapping[Any, tuple[Any, Any]]
+
+
+def from_clients(clients: _Clients, test_clients: _Clients | None = None, **options: Any) -> FederatedDataset:
+    """`from_arrays` of samples that lie client by client.
+
+    Args:
+        clients: (inputs, targets) of each client: a list, or by name.
+        test_clients: the same of held-out samples; who has none may be left out of a mapping.
+        options: as for `from_arrays`.
+
+    Raises:
+        ValueError: there is no client, or one has no samples, or other ones than the rest; and as `from_arrays`.
+    """
+    if test_clients is not None:
+        if "test" in options:
+            raise ValueError("held-out samples come from test or from test_clients: give one of them")
+        options["test"] = _joined(test_clients, "test ")
+    return from_arrays(*_joined(clients, ""), **options)
+
+
+def _joined(clients: _Clients, which: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Inputs, targets and owners of all samples, client after client."""
+    named = clients if isinstance(clients, Mapping) else dict(enumerate(clients))
+    if not named:
+        raise ValueError(f"there are no {which}clients: give (inputs, targets) of each")
+    parts = []
+    for name, samples in named.items():
+        if not isinstance(samples, tuple | list) or len(samples) != 2:
+            raise ValueError(f"{which}client {name} is a {type(samples).__name__}: give (inputs, targets) of each")
+        found = _checked(*samples, f"{which}client {name}'s ")
+        kinds = [", ".join(f"{a.shape[1:]} {a.dtype}" for a in pair) for pair in (found, *parts[:1])]
+        if kinds[0] != kinds[-1]:
+            raise ValueError(
+                f"{which}client {name} has samples and targets of {kinds[0]}, the first one of {kinds[-1]}: make them "
+                "alike"
+            )
+        parts.append(found)
+    inputs, targets = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return inputs, targets, np.repeat(list(named), [len(pair[1]) for pair in parts])
 
 
 class Held(NamedTuple):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fedsim
-from fedsim.data.arrays import from_arrays, hold_out
+from fedsim.data.arrays import from_arrays, from_clients, hold_out
 from fedsim.models import mlp
 
 
@@ -52,6 +52,53 @@ def test_sorted_owners_need_no_order_and_nothing_is_copied(tmp_path: Path) -> No
 
 
 GOOD: dict[str, Any] = {"inputs": [[1.0, 2.0], [3.0, 4.0]], "targets": [0, 1], "clients": ["a", "b"]}
+
+
+def pair(*targets: int, width: int = 2) -> tuple[np.ndarray, list[int]]:
+    return np.arange(len(targets) * width, dtype=np.float32).reshape(len(targets), width) + targets[0], list(targets)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_samples_that_lie_client_by_client_are_those_of_one_array(named: bool) -> None:
+    samples, held = [pair(0, 1, 2), pair(1), pair(2, 0)], [pair(3), pair(1)]
+    clients, tested = (
+        ({"bob": samples[0], "ann": samples[1], "eve": samples[2]}, {"eve": held[0], "bob": held[1]})
+        if named
+        else (samples, held)
+    )
+    owners = ["bob"] * 3 + ["ann"] + ["eve"] * 2 if named else [0, 0, 0, 1, 2, 2]
+    of_held = ["eve", "bob"] if named else [0, 1]
+    inputs, targets = (np.concatenate(arrays) for arrays in zip(*samples, strict=True))
+    test = (*(np.concatenate(arrays) for arrays in zip(*held, strict=True)), of_held)
+    found = from_clients(clients, tested, name="own", num_classes=5)
+    assert found.num_classes == 5
+    assert (
+        found.fingerprint() == from_arrays(inputs, targets, owners, test=test, name="own", num_classes=5).fingerprint()
+    )
+
+
+@pytest.mark.parametrize(
+    ("clients", "message"),
+    [
+        ([], r"^there are no {}clients: give \(inputs, targets\) of each"),
+        ([np.zeros((2, 3))], r"^{}client 0 is a ndarray: give \(inputs, targets\) of each"),
+        ({"ann": (np.zeros((0, 2)), [])}, r"^{}client ann's inputs have shape \(0, 2\)"),
+        ([pair(0), pair(1, width=3)], r"^{}client 1 has samples and targets of \(3,\) float32, \(\) int64, the first"),
+        ({"bob": (np.full((1, 2), np.nan), [0])}, "^{}client bob's sample 0 holds a number that is not"),
+    ],
+)
+def test_a_client_that_does_not_fit_is_named(clients: Any, message: str) -> None:
+    for which, given_clients in (("", (clients,)), ("test ", ([pair(0), pair(1)], clients))):
+        with pytest.raises(ValueError, match=message.format(which)) as caught:
+            from_clients(*given_clients)
+        assert "\n" not in str(caught.value)
+
+
+def test_held_out_samples_come_from_one_place() -> None:
+    with pytest.raises(ValueError, match=r"^held-out samples come from test or from test_clients: give one"):
+        from_clients([pair(0)], [pair(0)], test=pair(1))
+
+
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"inputs": [[1.0, 2.0], [3.0]]}, "^inputs have rows of unequal lengths: cut or pad them"),
     ({"inputs": [["a"], ["b"]]}, "^inputs are of type <U1: turn them into numbers"),
