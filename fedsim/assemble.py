@@ -163,7 +163,7 @@ def open_star(
         return place.num_workers or wanted or 1
 
     assert place.address is not None
-    ledger, choice = Ledger(simulation.own, simulation.uplink), simulation.choice
+    ledger, choice = Ledger(simulation.own, simulation.uplink, simulation.training), simulation.choice
     identity = identity_of(plain, simulation.dataset, simulation.model, simulation.algorithm, choice)
     star = Star(
         listen(place.address),

@@ -61,7 +61,11 @@ def give_back_memory() -> None:
 def zeros_apart(size: int, dtype: torch.dtype) -> Tensor:
     """(size,) zeros on the CPU, in pages of their own: the system gives them when they are written, and has them back
     when the tensor goes. On the heap they would lie between what lasts for a step only, and break it in pieces."""
-    pages = torch.frombuffer(mmap.mmap(-1, size * dtype.itemsize), dtype=dtype)
+    try:
+        own = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
+        pages = torch.frombuffer(mmap.mmap(-1, size * dtype.itemsize, **own), dtype=dtype)
+    except OSError as error:
+        raise RuntimeError(f"can't allocate memory: {size * dtype.itemsize} bytes for a sum") from error
     return torch.empty(0, dtype=dtype).set_(
         pages.untyped_storage(), 0, (size,), (1,)
     )  # an operation, for `TensorMeter`

@@ -62,6 +62,12 @@ def forked_generators(enabled: bool = True) -> Iterator[Callable[[int], None]]:
             forked.__exit__(None, None, None)
 
 
+def generator_states() -> list[torch.Tensor]:
+    """Of PyTorch's own generators, of the CPU and of the GPUs in use."""
+    with _turn:
+        return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else ())]
+
+
 def _mix(x: np.ndarray) -> np.ndarray:
     """SplitMix64's finaliser (Steele, Lea, Flood 2014) of (...) uint64, in place: a bijection."""
     shifted = np.empty_like(x)

@@ -38,6 +38,7 @@ from fedsim.train.choice import Choice, set_threads
 from fedsim.train.footprint import Footprint, footprint, require
 from fedsim.train.own import own_models
 from fedsim.train.serial import SerialTrainer
+from fedsim.train.silo import SiloTrainer
 from fedsim.train.training import Training
 from fedsim.train.vectorized import VectorizedTrainer
 from fedsim.transforms import Transform
@@ -117,12 +118,16 @@ class Simulation:
         self._named = {
             "algorithm": {"name": algorithm.name},
             "model": {"name": type(self.model.module).__name__},
-            "aggregator": {"name": aggregator.name, "dtype": str(aggregator.dtype).removeprefix("torch.")},
+            "aggregator": {
+                "name": aggregator.name,
+                "equal_weights": aggregator.equal_weights,
+                "dtype": str(aggregator.dtype).removeprefix("torch."),
+            },
             "transforms": [transform.name for transform in transforms],
             **({} if attack is None else {"attack": {"name": attack.name, "fraction": attack.fraction}}),
         }
         tell_biases(algorithm, self.uplink, sampler)
-        self._training = Training(
+        self.training = Training(
             dataset=dataset,
             model=self.model,
             algorithm=algorithm,
@@ -133,7 +138,7 @@ class Simulation:
         )
         self.choice: Choice | None = None
         self._factory = SerialTrainer if isinstance(trainer, Auto | Choice) else trainer
-        self.own = InProcess(self._training.trainer(self._factory), dataset.train, local, seed=seed)
+        self.own = InProcess(self.training.trainer(self._factory), dataset.train, local, seed=seed)
         self.server = make_server(
             self.model,
             dataset,
@@ -152,7 +157,7 @@ class Simulation:
         if isinstance(trainer, Auto):
             job = self.server.next_job()
             trainer = trainer.choose(
-                self._training,
+                self.training,
                 cohort=job.cohort,
                 broadcast=job.broadcast,
                 scale=job.scale,
@@ -186,7 +191,8 @@ class Simulation:
         """The memory that a round will take, from two trial steps; they leave no trace in the run."""
         job, trainer = self.server.next_job(), self.trainer
         if trainer.clients is not None or self.uplink is not None:  # which a trial would change
-            trainer = self._training.trial(self._factory)
+            # a silo is started once; what its first process takes is what a serial trainer does
+            trainer = self.training.trial(SerialTrainer if isinstance(trainer, SiloTrainer) else self._factory)
             trainer.num_slots = self.trainer.num_slots
         needed = footprint(trainer, self.dataset.train, job.cohort, self.local, job.broadcast, job.scale)
         self.model.load(self.server.vector)
@@ -212,7 +218,7 @@ class Simulation:
 
     def _choose(self, choice: Choice) -> None:
         self.choice, self._factory = choice, choice.trainer()
-        self.own.trainer = self._training.trainer(self._factory)
+        self.own.trainer = self.training.trainer(self._factory)
         set_threads(choice.num_threads)
 
     def use(self, choice: Choice) -> None:
@@ -280,7 +286,10 @@ class Simulation:
         return self.examiner.training_losses(self.server.vector, clients)
 
     def settings(self) -> dict[str, Any]:
-        """What this run is made with, as plain values: for a run without a configuration of its own."""
+        """What this run is made with, as plain values and names: for a run without a configuration of its own.
+
+        Options of an algorithm, a transform or an attack are not among them.
+        """
         return {
             "name": f"{self.dataset.name}_{self.algorithm.name}",
             "seed": self.seed,

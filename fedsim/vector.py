@@ -101,7 +101,9 @@ class FlatModel:
         self.module, self.resting = module, False
         self.parameters = [p for _, p in parameters]
         self._named = dict((*parameters, *buffers))
-        self._counters = {id(b): b.clone() for b in module.buffers() if not b.is_floating_point()}
+        # by name: a module that assigns a new tensor has another one under it
+        counters = {n: b for n, b in module.state_dict().items() if isinstance(b, Tensor) and not b.is_floating_point()}
+        self._counters = {name: counter.clone() for name, counter in counters.items()}
         self.vector = torch.empty(self.layout.size, dtype=parameters[0][1].dtype, device=device)
         with torch.no_grad():
             for name, view in self.layout.views(self.vector).items():
@@ -152,6 +154,6 @@ class FlatModel:
         named = (*self.module.named_parameters(), *self.module.named_buffers())
         views, names = self.layout.views(vector), {id(tensor): name for name, tensor in named}
         kept: dict[str, Tensor] = self.module.state_dict(keep_vars=True)
-        first = {name: self._counters.get(id(tensor), tensor) for name, tensor in kept.items()}
+        first = {name: self._counters.get(name, tensor) for name, tensor in kept.items()}
         state = {name: views.get(names.get(id(kept[name]), ""), tensor) for name, tensor in first.items()}
         return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}

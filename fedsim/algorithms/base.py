@@ -151,7 +151,7 @@ class Round:
     Attributes:
         number: the round, from 1.
         num_parameters: P, where the running statistics begin in the vector and in the mean.
-        sums: float64 weighted means of the vectors in `Algorithm.sums`, by name.
+        sums: weighted means, of the mean's dtype, of the vectors in `Algorithm.sums`, by name.
         train_loss: mean loss over the samples seen, each before its step; None in a private run, where the model must
             not follow what carries no noise.
         weight: sum of the weights of the clients that trained; with central privacy of those that were expected.
@@ -230,7 +230,7 @@ class Algorithm:
             in each round, and whose `server_step` sees the result; it keeps and broadcasts what this record does.
         server_init: (vector, setup) -> the vectors that the server keeps.
         server_step: (vector, mean, state, round) -> state. Moves the global `vector` (P + Q,) in place by the mean
-            update (P + Q,) of the round, float64, or float32 where `aggregator.dtype` says so.
+            update (P + Q,) of the round: float64, or float32 where `aggregator.dtype` says so, but not asynchronously.
         asynchronous: when an asynchronous server steps; None: in rounds, when the whole cohort has trained.
     """
 

@@ -129,8 +129,12 @@ def _joined(clients: _Clients, which: str) -> tuple[np.ndarray, np.ndarray, np.n
                 "alike"
             )
         parts.append(found)
+    numbered = all(isinstance(name, int | np.integer) for name in named)
+    names = list(named) if numbered else [str(name) for name in named]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two {which}clients have the same name when it is written down: name them apart")
     inputs, targets = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return inputs, targets, np.repeat(list(named), [len(pair[1]) for pair in parts])
+    return inputs, targets, np.repeat(np.array(names), [len(pair[1]) for pair in parts])
 
 
 class Held(NamedTuple):

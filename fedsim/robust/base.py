@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -44,6 +44,10 @@ class Aggregator:
     spill_dir: str | None = None
 
     def __post_init__(self) -> None:
+        if self.dtype not in (torch.float64, torch.float32):
+            raise ValueError(f"aggregator.dtype must be float64 or float32, got {self.dtype}")
+        if self.rule is not None and self.dtype != torch.float64:
+            raise ValueError(f"aggregator={self.name} has no running sum, and takes no dtype: leave it out")
         if not self.memory_mib >= 0:
             raise ValueError(f"aggregator.memory_mib must not be negative, got {self.memory_mib}")
         if self.spill_dir is not None and not Path(self.spill_dir).is_dir():
@@ -55,7 +59,7 @@ class Aggregator:
         return replace(self, dtype=torch.float64) == mean()
 
 
-def mean(equal_weights: bool = False, dtype: str = "float64") -> Aggregator:
+def mean(equal_weights: bool = False, dtype: Literal["float64", "float32"] = "float64") -> Aggregator:
     """The mean, weighted by the clients' training samples (McMahan et al. 2017).
 
     Args:

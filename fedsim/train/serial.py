@@ -1,8 +1,8 @@
 """SerialTrainer: clients one after another on one shared model, each update streamed into the running average.
 
-Memory, whatever the number of clients: the global vector, the local one, its gradient, the float64 running sum, and
-the activations of one minibatch. There is no DataLoader, no copy of the model per client, and nothing waits for the
-device before the round has ended.
+Memory, whatever the number of clients: the global vector, the local one, its gradient, the running sum (in float64
+twice as large), and the activations of one minibatch. There is no DataLoader, no copy of the model per client, and
+nothing waits for the device before the round has ended.
 """
 
 import itertools

@@ -16,7 +16,7 @@ from fedsim.config import LocalConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.memory import out_of_memory
 from fedsim.objective import cross_entropy
-from fedsim.rng import forked_generators
+from fedsim.rng import forked_generators, generator_states
 from fedsim.train.precision import autocast
 from fedsim.vector import FlatModel
 
@@ -191,10 +191,10 @@ def is_stochastic(model: FlatModel, dataset: FederatedDataset) -> bool:
     was_training, buffers = module.training, [(b, b.clone()) for b in module.buffers()]
     elsewhere = {"random": random.getstate, "numpy.random": np.random.get_state}
     with torch.no_grad(), forked_generators():
-        before = [str(state()) for state in elsewhere.values()], _generator_states()
+        before = [str(state()) for state in elsewhere.values()], generator_states()
         try:
             _try(module.train(), torch.cat([sample, sample]), dataset)
-            after = [str(state()) for state in elsewhere.values()], _generator_states()
+            after = [str(state()) for state in elsewhere.values()], generator_states()
         finally:
             module.train(was_training)
             for buffer, value in buffers:
@@ -229,8 +229,9 @@ def _try(module: nn.Module, samples: Tensor, dataset: FederatedDataset) -> None:
 
 def _refuse_outputs(outputs: object, module: nn.Module, dataset: FederatedDataset) -> None:
     name, one_each = type(module).__name__, dataset.train.targets.dim() == 1
-    if dataset.train.targets.is_floating_point():
-        raise ValueError(f"{dataset.name}: a run learns classes, numbered in int64, not {dataset.train.targets.dtype}")
+    for split in (dataset.train, dataset.test, dataset.validation):
+        if split is not None and split.targets.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"{dataset.name}: a run learns classes, numbered in int64, not {split.targets.dtype}")
     if not isinstance(outputs, Tensor):
         raise ValueError(f"{name} must return a tensor of outputs, (B, classes); it returned {type(outputs).__name__}")
     if one_each and outputs.dim() == 2 and outputs.shape[1] < dataset.num_classes:
@@ -238,7 +239,3 @@ def _refuse_outputs(outputs: object, module: nn.Module, dataset: FederatedDatase
             f"{name} has {outputs.shape[1]} outputs and {dataset.name} {dataset.num_classes} classes: give the model "
             "one output for each class, which a model factory is told as num_classes"
         )
-
-
-def _generator_states() -> list[Tensor]:
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else ())]

@@ -6,13 +6,18 @@ from typing import Any
 
 import torch
 
-from fedsim.algorithms.base import Algorithm
+from fedsim.algorithms.base import Algorithm, update_size
 from fedsim.config import LocalConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.train.base import Trainer
 from fedsim.train.vectorized import VectorizedTrainer
 from fedsim.uplink import Uplink
 from fedsim.vector import FlatModel
+
+_WHY = {
+    "uplink": "which transforms, attacks and aggregators other than the mean need: leave them out, or let it take one",
+    "sum_dtype": "which aggregator.dtype needs: set it to float64, or let it take one",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +38,12 @@ class Training:
     uplink: Uplink | None = None
     sum_dtype: torch.dtype = torch.float64
 
+    def update_size(self, *, prelude: bool = False) -> int:
+        """Length of what a round, or its prelude, averages."""
+        record = self.algorithm.prelude if prelude else self.algorithm
+        assert record is not None, "this algorithm has no prelude"
+        return update_size(record, self.model.layout)
+
     def trainer(self, factory: Callable[..., Trainer]) -> Trainer:
         """What `factory` makes. It hears of an uplink, or a dtype, only where the run has one of its own, so that a
         plain trainer need not know of them."""
@@ -41,7 +52,13 @@ class Training:
             extra["uplink"] = self.uplink
         elif self.sum_dtype != torch.float64:
             extra["sum_dtype"] = self.sum_dtype
-        return factory(self.dataset, self.model, self.algorithm, self.local, seed=self.seed, **extra)
+        try:
+            return factory(self.dataset, self.model, self.algorithm, self.local, seed=self.seed, **extra)
+        except TypeError as error:
+            for name in extra:
+                if f"unexpected keyword argument '{name}'" in str(error):
+                    raise ValueError(f"this trainer takes no {name}=, {_WHY[name]}") from error
+            raise
 
     def trial(self, factory: Callable[..., Trainer]) -> Trainer:
         """A trainer that takes as long, and as much, and whose rounds leave no trace in what clients keep or send."""

@@ -155,7 +155,7 @@ class Transform:
         num_client_vectors: vectors of an update's size that each client keeps.
         server_init: -> what the server keeps.
         server_step: closing -> what the server keeps for the next round.
-        finish: (mean (P + Q,) float64, closing) -> mean: the server's side.
+        finish: (mean (P + Q,) of `aggregator.dtype`, closing) -> mean: the server's side.
         bound: state -> the Euclidean norm that no row exceeds after `apply`. None: it bounds nothing.
         noise_multiplier: standard deviation of the noise on the sum of updates, in units of the bound; not 0 makes
             the run centrally differentially private: all clients count the same.

@@ -38,9 +38,9 @@ def gaussian(noise_multiplier: float = 1.0, delta: float | None = None) -> Trans
         generator = closing.generator(mean.device)
         for start in range(0, len(mean), _BLOCK):
             part = mean[start : start + _BLOCK]
-            part.add_(
-                torch.randn(len(part), generator=generator, dtype=mean.dtype, device=mean.device), alpha=deviation
-            )
+            # the same draws whatever the mean's dtype
+            noise = torch.randn(len(part), generator=generator, dtype=torch.float64, device=mean.device)
+            part.add_(noise, alpha=deviation)
         return mean
 
     return Transform(name="gaussian", finish=finish, noise_multiplier=noise_multiplier, delta=delta, scatters=True)

@@ -14,9 +14,11 @@ from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
+import torch
 
 from fedsim.aggregate import ClientRows, OnlineAverage, PartialAverage, merged
 from fedsim.client_state import ClientVectors
+from fedsim.train.training import Training
 from fedsim.transport.base import Job
 from fedsim.transport.inprocess import InProcess
 from fedsim.uplink import Uplink
@@ -85,6 +87,12 @@ class ServerBooks:
         self.expected = set(self.states)
         if uplink is not None and uplink.aggregator.rule is not None:
             self.expected.add(UPDATES)
+        self.total: tuple[int, torch.dtype] | None = None  # of what comes up, if it is known
+        if self.receiver is not None:
+            average = self.receiver.average
+            self.total = (0, torch.float64) if average is None else (len(average.total), average.total.dtype)
+        elif ledger.training is not None:
+            self.total = ledger.training.update_size(prelude=job.prelude), ledger.training.sum_dtype
         self.sizes = {name: state.size for name, state in self.states.items()}
         if uplink is not None:
             self.sizes |= {UPDATES: uplink.size, PLOTTED: uplink.size}
@@ -99,6 +107,8 @@ class ServerBooks:
 
     def check(self, partial: PartialAverage, job: Job) -> None:
         self.relay.check(partial, job)
+        if self.total not in (None, (len(partial.total), partial.total.dtype)):
+            raise ValueError("it sent an average of another length or dtype than this run has")
         plotted = partial.rows[PLOTTED].clients if PLOTTED in partial.rows else job.cohort[:0]
         honest = np.setdiff1d(job.cohort, plotted)
         wanted = self.expected if len(honest) else self.expected & {"state"}
@@ -133,10 +143,11 @@ class Ledger:
     Args:
         own: trains here.
         uplink: of the run; None: updates are averaged, and no more.
+        training: of the run, at the server, against which what comes up is held.
     """
 
-    def __init__(self, own: InProcess, uplink: Uplink | None) -> None:
-        self.own, self.uplink = own, uplink
+    def __init__(self, own: InProcess, uplink: Uplink | None, training: Training | None = None) -> None:
+        self.own, self.uplink, self.training = own, uplink, training
 
     @property
     def states(self) -> dict[str, ClientVectors]:

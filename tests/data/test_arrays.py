@@ -84,6 +84,7 @@ def test_samples_that_lie_client_by_client_are_those_of_one_array(named: bool) -
         ([np.zeros((2, 3))], r"^{}client 0 is a ndarray: give \(inputs, targets\) of each"),
         ({"ann": (np.zeros((0, 2)), [])}, r"^{}client ann's inputs have shape \(0, 2\)"),
         ([pair(0), pair(1, width=3)], r"^{}client 1 has samples and targets of \(3,\) float32, \(\) int64, the first"),
+        ({1: pair(0), "1": pair(1)}, r"^two {}clients have the same name when it is written down: name them apart"),
         ({"bob": (np.full((1, 2), np.nan), [0])}, "^{}client bob's sample 0 holds a number that is not"),
     ],
 )

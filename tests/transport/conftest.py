@@ -90,7 +90,7 @@ class Net:
         return Identity(**{**about, **changes})
 
     def star(self, simulation: Simulation) -> Transport:
-        ledger = Ledger(simulation.own, simulation.uplink)
+        ledger = Ledger(simulation.own, simulation.uplink, simulation.training)
         size = 4 * simulation.model.layout.size  # as much as any of these algorithms sends
         star = Star(
             listen(self.address),
