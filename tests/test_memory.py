@@ -2,13 +2,15 @@
 
 import ctypes
 import os
+import sys
 import threading
+from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
-from fedsim.memory import TensorMeter, give_back_memory, zeros_apart
+from fedsim.memory import TensorMeter, give_back_memory, out_of_memory, zeros_apart
 
 
 def mkl_bytes():
@@ -62,3 +64,21 @@ def test_pages_of_their_own_are_counted():
         del kept
         assert meter.now == 0
     assert meter.peak == 8 << 20
+
+
+def test_pages_that_the_system_does_not_have_are_memory_that_is_out():
+    with pytest.raises(RuntimeError, match="can't allocate memory") as raised:
+        zeros_apart(1 << 56, torch.float64)
+    assert out_of_memory(raised.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells of each of its mappings")
+def test_pages_belong_to_one_process():
+    """A process that is forked must not write into its parent's sum."""
+    pages = zeros_apart(1 << 12, torch.float64)
+    flags = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        start, stop = (int(bound, 16) for bound in line.split()[0].split("-"))
+        if start <= pages.data_ptr() < stop:
+            flags.append(line.split()[1])
+    assert flags == ["rw-p"]

@@ -191,6 +191,10 @@ def test_without_a_configuration_a_run_is_known_by_what_it_is_made_with(make_dat
         (faster, "local.learning_rate (0.1 there, 0.5 here)"),
         (simulation(dataset, scaffold(), aggregator=median()), "aggregator.name (mean there, median here)"),
         (
+            simulation(dataset, scaffold(), aggregator=mean(equal_weights=True)),
+            "aggregator.equal_weights (False there, True here)",
+        ),
+        (
             simulation(dataset, scaffold(), aggregator=mean(dtype="float32")),
             "aggregator.dtype (float64 there, float32 here)",
         ),

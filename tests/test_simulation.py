@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import time
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -20,7 +21,7 @@ from fedsim.robust import mean, median
 from fedsim.train.plan import make_plan
 from fedsim.train.serial import SerialTrainer
 from fedsim.train.vectorized import VectorizedTrainer
-from fedsim.transforms import clip
+from fedsim.transforms import clip, gaussian
 from fedsim.transforms.base import Transform
 
 
@@ -48,10 +49,11 @@ def test_a_round_can_be_a_line_of_the_users_own_loop(make_dataset):
         {"trainer": partial(VectorizedTrainer, num_slots=2)},
         {"trainer": SerialTrainer, "algorithm": algorithms.scaffold()},
         {"trainer": SerialTrainer, "transforms": [clip(0.05)]},
+        {"trainer": SerialTrainer, "transforms": [clip(0.05), gaussian(1.0)]},
         {"trainer": SerialTrainer, "server": {"num_groups": 2, "group_rounds": 2}},
         {},
     ],
-    ids=["serial", "vectorized", "hooks", "transforms", "groups", "auto"],
+    ids=["serial", "vectorized", "hooks", "transforms", "noise", "groups", "auto"],
 )
 def test_a_mean_in_float32_ends_where_a_mean_in_float64_does(make_dataset, monkeypatch, settings):
     totals, ends = [], []
@@ -74,6 +76,29 @@ def test_a_mean_in_float32_ends_where_a_mean_in_float64_does(make_dataset, monke
     torch.testing.assert_close(ends[1], ends[0], rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match=r"aggregator\.dtype must be one of float64, float32, got float16"):
         mean(dtype="float16")
+
+
+def test_a_trainer_that_knows_no_dtype_of_the_mean_is_told(make_dataset):
+    def plain(dataset, model, algorithm, local, *, seed):
+        return SerialTrainer(dataset, model, algorithm, local, seed=seed)
+
+    dataset = make_dataset([9] * 10)
+    fedsim.Simulation(dataset, logistic, trainer=plain, device="cpu")
+    with pytest.raises(
+        ValueError, match=r"^this trainer takes no sum_dtype=, which aggregator\.dtype needs: set it to"
+    ):
+        fedsim.Simulation(dataset, logistic, trainer=plain, aggregator=mean(dtype="float32"), device="cpu")
+    with pytest.raises(ValueError, match=r"^this trainer takes no uplink=, which transforms, attacks and"):
+        fedsim.Simulation(dataset, logistic, trainer=plain, transforms=[clip(1.0)], device="cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.uint8])
+def test_a_run_refuses_targets_that_are_no_classes_in_any_split(make_dataset, dtype):
+    dataset = make_dataset([9] * 10)
+    for name in ("train", "test"):
+        split = replace(dataset.train, targets=dataset.train.targets.to(dtype))
+        with pytest.raises(ValueError, match=f"a run learns classes, numbered in int64, not {dtype}"):
+            fedsim.Simulation(replace(dataset, **{name: split}), logistic, device="cpu")
 
 
 def test_a_server_step_that_returns_nothing_is_told_in_its_first_round(make_dataset):

@@ -51,6 +51,27 @@ def test_a_state_dict_counts_no_calls():
     assert model.state_dict(model.vector)["1.num_batches_tracked"] == 0
 
 
+def test_counters_that_are_assigned_anew_are_known_by_name():
+    """A tensor that is gone leaves its identity to the next one."""
+
+    class Counts(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 3)
+            self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+            self.register_buffer("table", torch.arange(5))
+
+        def forward(self, input):
+            self.steps = self.steps + 1
+            return super().forward(input)
+
+    model = FlatModel(Counts())
+    for _ in range(8):
+        model.module(torch.randn(2, 4))
+        state = model.state_dict(model.vector)
+        assert (state["steps"].item(), state["table"].tolist()) == (0, [0, 1, 2, 3, 4])
+    assert model.module.steps == 8
+
+
 def test_a_model_that_rests_is_the_vector_itself_until_it_loads_another():
     model, lent = FlatModel(nn.Linear(4, 3)), torch.arange(15.0)
     model.rest_on(lent)

@@ -129,6 +129,27 @@ def test_several_processes_end_in_the_model_of_one(make_dataset, silos, case, si
         torch.testing.assert_close(state.read(rows), reference.client_states[name].read(rows), atol=1e-5, rtol=1e-4)
 
 
+def test_a_silo_is_started_once_for_what_is_tried_too(make_dataset, silos):
+    """The footprint takes trial steps apart from what clients keep."""
+    dataset = make_dataset(SIZES)
+    group, made = silos.start(dataset, logistic, 2), []
+
+    def factory(*arguments, **options):
+        made.append(SiloTrainer(*arguments, group=group, **options))
+        return made[-1]
+
+    server = ServerConfig(clients_per_round=5)
+    simulation = Simulation(
+        dataset, logistic, algorithm=scaffold(), local=MOMENTUM, server=server, trainer=factory, device="cpu"
+    )
+    before = simulation.server.vector.clone()
+    assert simulation.footprint().extra > 0
+    assert made == [simulation.trainer]
+    assert torch.equal(simulation.server.vector, before)
+    assert not simulation.client_states["state"].written.size
+    simulation.close()
+
+
 def test_an_average_of_the_processes_means_would_show(make_dataset, silos, monkeypatch):
     """Of 7 samples in minibatches of 5, two processes get 3 and 2, then 1 and 1: means of means are another model."""
     from fedsim.train import silo

@@ -9,6 +9,7 @@ import torch
 
 from fedsim.aggregate import ClientRows, PartialAverage
 from fedsim.algorithms import ditto, fedadam, fedavg, feddyn, ifca, scaffold
+from fedsim.algorithms.base import update_size
 from fedsim.attacks import gaussian_attack, label_flip, little_is_enough, sign_flip
 from fedsim.checkpoint import Checkpoint
 from fedsim.devices import drawn
@@ -304,3 +305,21 @@ def test_vectors_that_were_not_asked_for_are_refused(net):
     for message, rows in wrong.items():
         with pytest.raises(ValueError, match=message):
             books.check(share(books, job, rows=rows), job)
+    knowing = ServerBooks(Ledger(simulation.own, None, simulation.training), job)
+    length = update_size(scaffold(), simulation.model.layout)
+    knowing.check(share(books, job, total=torch.zeros(length, dtype=torch.float64)), job)
+    for total in (torch.zeros(length), torch.zeros(1, dtype=torch.float64)):
+        with pytest.raises(ValueError, match=r"another length or dtype than this run has"):
+            knowing.check(share(books, job, total=total), job)
+
+
+@pytest.mark.parametrize(("aggregator", "size"), [(mean(dtype="float32"), 52), (median(), 0)])
+def test_with_an_uplink_a_sum_of_another_kind_is_refused(net, aggregator, size):
+    net.parts = lambda: {"aggregator": aggregator, "transforms": [clip(1.0)]}
+    simulation = net.simulation()
+    job = Job(round=1, cohort=np.array([1]), sizes=np.ones(1, np.int64), broadcast=torch.zeros(3), scale=64.0)
+    assert simulation.uplink is not None
+    with simulation.uplink.pieces(), Ledger(simulation.own, simulation.uplink).open(job) as books:
+        assert books.total == (size, torch.float32 if size else torch.float64)
+        with pytest.raises(ValueError, match=r"another length or dtype than this run has"):
+            books.check(PartialAverage(total=torch.zeros(7), weight=1.0, scale=64.0), job)
