@@ -190,7 +190,10 @@ def measure_evaluation(rounds: int | None, options: list[str]) -> list[dict[str,
 def alone(call: Callable[[], Any]) -> Any:
     """The result of a call in a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(call)
+        result = pool.apply(call)
+        pool.close()  # it ends by itself, and takes what it has opened along
+        pool.join()
+    return result
 
 
 def main() -> None:
