@@ -16,6 +16,7 @@ from fedsim.checkpoint import comparable
 from fedsim.config import Config, TransportConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.parts import poisoned
+from fedsim.robust import Aggregator
 from fedsim.silos import node_device, silo_trainer
 from fedsim.simulation import Simulation
 from fedsim.tracking.readback import read_trainer
@@ -24,6 +25,7 @@ from fedsim.train.calibrate import Auto
 from fedsim.train.choice import Choice
 from fedsim.train.serial import SerialTrainer
 from fedsim.train.silo import Silo
+from fedsim.train.training import Training
 from fedsim.transport.base import Transport
 from fedsim.transport.carry import Ledger
 from fedsim.transport.dispatch import Dispatch
@@ -34,6 +36,7 @@ from fedsim.transport.place import Place, exchange_address
 from fedsim.transport.secret import read_secret, require_secret
 from fedsim.transport.star import Star
 from fedsim.transport.tree import count_workers, read_tree
+from fedsim.uplink import Uplink
 from fedsim.vector import FlatModel
 
 # A node may choose these for itself; everything else it takes from the server.
@@ -105,6 +108,26 @@ def build_uplink_parts(config: Config) -> dict[str, Any]:
         "transforms": [instantiate(transform) for transform in config.transforms.values()],
         "attack": instantiate(config.attack) if config.attack else None,
     }
+
+
+def training_of(
+    config: Config,
+    dataset: FederatedDataset,
+    model: FlatModel,
+    algorithm: Algorithm,
+    aggregator: Aggregator,
+    uplink: Uplink | None = None,
+) -> Training:
+    """What makes the trainers of a node."""
+    return Training(
+        dataset=dataset,
+        model=model,
+        algorithm=algorithm,
+        local=config.local,
+        seed=config.seed,
+        uplink=uplink,
+        sum_dtype=aggregator.dtype,
+    )
 
 
 def build_training_data(config: Config, note: Callable[[str], None]) -> FederatedDataset:

@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from torch import Tensor
 
 from fedsim.algorithms import Algorithm
-from fedsim.assemble import build_dataset, claims_of, identity_of
+from fedsim.assemble import build_dataset, claims_of, identity_of, training_of
 from fedsim.config import Config
 from fedsim.data.federated import FederatedDataset
 from fedsim.data.remote import held_elsewhere
@@ -26,7 +26,6 @@ from fedsim.train.calibrate import Auto
 from fedsim.train.choice import set_threads
 from fedsim.train.serial import SerialTrainer
 from fedsim.train.silo import Silo
-from fedsim.train.training import Training
 from fedsim.transport.base import Job
 from fedsim.transport.identity import Identity, layout_hash
 from fedsim.transport.join import listen
@@ -138,18 +137,11 @@ def build_worker(
     _require_fit(dataset, identity.config["data"])
     device = node_device(asked, place, config.device)
     model = build_model(dataset, instantiate(theirs.model), seed=theirs.seed, device=device)
-    sum_dtype = instantiate(theirs.aggregator).dtype
+    aggregator = instantiate(theirs.aggregator)
 
     def make_trainer(seated: FederatedDataset, job: Job) -> Trainer:
         factory = asked
-        training = Training(
-            dataset=seated,
-            model=model,
-            algorithm=algorithm,
-            local=theirs.local,
-            seed=theirs.seed,
-            sum_dtype=sum_dtype,
-        )
+        training = training_of(theirs, seated, model, algorithm, aggregator)
         if isinstance(asked, Auto):
             choice = asked.choose(
                 training,

@@ -9,7 +9,7 @@ from typing import Any
 from hydra.utils import instantiate
 
 from fedsim import __version__
-from fedsim.assemble import build_training_data, build_uplink_parts, identity_of
+from fedsim.assemble import build_training_data, build_uplink_parts, identity_of, training_of
 from fedsim.clock import clients_asked
 from fedsim.config import Config
 from fedsim.data.remote import is_remote
@@ -20,7 +20,6 @@ from fedsim.silos import node_device, silo_trainer
 from fedsim.train.calibrate import Auto
 from fedsim.train.choice import Choice, set_threads
 from fedsim.train.silo import Silo
-from fedsim.train.training import Training
 from fedsim.transport.carry import Carrying
 from fedsim.transport.identity import Identity
 from fedsim.transport.inprocess import InProcess
@@ -106,15 +105,7 @@ def run_node(
             Population(sizes=dataset.train.sizes), clients_asked(theirs.server, dataset.num_clients)
         )
         uplink = make_uplink(model, algorithm, theirs.server, drawn, dataset.num_clients, seed=theirs.seed, **parts)
-        training = Training(
-            dataset=dataset,
-            model=model,
-            algorithm=algorithm,
-            local=theirs.local,
-            seed=theirs.seed,
-            uplink=uplink,
-            sum_dtype=parts["aggregator"].dtype,
-        )
+        training = training_of(theirs, dataset, model, algorithm, parts["aggregator"], uplink)
         own = Carrying(InProcess(training.trainer(trainer), dataset.train, theirs.local, seed=theirs.seed), uplink)
         built = identity_of(plain, dataset, model, algorithm)
         ready = {"config_hash": built.config_hash, "dataset": built.dataset, "layout": built.layout}

@@ -130,10 +130,10 @@ def _record(
     files = RunDirectory(directory, keep_rounds=server.round)
     if simulation.choice is not None:
         files.write_trainer(simulation.choice.facts)
-    simulation.accuracies = [row["test_accuracy"] for row in files.rows if "test_accuracy" in row]
+    simulation.run_state.accuracies = [row["test_accuracy"] for row in files.rows if "test_accuracy" in row]
     name, clients = (about or {}).get("name", simulation.dataset.name), simulation.dataset.frame()
     tracked.open(Run(name=name, directory=directory, config=config, clients=clients, done=server.round))
-    if server.round < num_rounds and simulation.config.stop(simulation.accuracies) is None:
+    if server.round < num_rounds and simulation.config.stop(simulation.run_state.accuracies) is None:
         files.forget_outcome()
     files.write_config(config)
     files.write_partition(outline(simulation.dataset))

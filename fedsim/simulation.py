@@ -5,7 +5,6 @@ for metrics in simulation.rounds():
     print(metrics["round"], metrics["train_loss"])
 """
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +16,6 @@ import torch
 from torch import nn
 
 from fedsim.algorithms import Algorithm, fedavg
-from fedsim.async_server import AsyncServer
 from fedsim.attacks import Attack
 from fedsim.checkpoint import Checkpoint
 from fedsim.client_state import ClientVectors
@@ -30,8 +28,9 @@ from fedsim.initial_model import ModelFactory, build_model, draw_model
 from fedsim.memory import free_memory_bytes, give_back_memory
 from fedsim.parts import make_server, make_uplink, poisoned, refuse_kinds, refuse_misfits, tell_biases
 from fedsim.robust import Aggregator, mean
+from fedsim.run_state import RunState, named_parts
 from fedsim.sampling import Population, Sampler, uniform
-from fedsim.server import Metrics, Server, refuse_half_a_round, rounds
+from fedsim.server import Metrics, Server, rounds
 from fedsim.train.base import Trainer
 from fedsim.train.calibrate import Auto
 from fedsim.train.choice import Choice, set_threads
@@ -44,8 +43,6 @@ from fedsim.train.vectorized import VectorizedTrainer
 from fedsim.transforms import Transform
 from fedsim.transport.base import Grouped, Transport
 from fedsim.transport.inprocess import InProcess
-
-log = logging.getLogger("fedsim")
 
 
 class Simulation:
@@ -115,17 +112,7 @@ class Simulation:
         self.uplink = make_uplink(
             self.model, algorithm, server, drawn, dataset.num_clients, aggregator, transforms, attack, seed
         )
-        self._named = {
-            "algorithm": {"name": algorithm.name},
-            "model": {"name": type(self.model.module).__name__},
-            "aggregator": {
-                "name": aggregator.name,
-                "equal_weights": aggregator.equal_weights,
-                "dtype": str(aggregator.dtype).removeprefix("torch."),
-            },
-            "transforms": [transform.name for transform in transforms],
-            **({} if attack is None else {"attack": {"name": attack.name, "fraction": attack.fraction}}),
-        }
+        self._named = named_parts(algorithm, self.model.module, aggregator, transforms, attack)
         tell_biases(algorithm, self.uplink, sampler)
         self.training = Training(
             dataset=dataset,
@@ -169,11 +156,10 @@ class Simulation:
         if isinstance(self.trainer, VectorizedTrainer) and not self.model.layout.buffers:
             self.model.rest_on(self.server.vector)  # slots have rows of their own; but a buffer may move in any call
         give_back_memory()  # of trials, and of the module's own parameters
-        self._limits = int(client_state.ram_gib * 2**30), int(client_state.device_gib * 2**30)
-        self._limit()
+        self.run_state = RunState(self.server, self.own, self.uplink, dataset, self.settings, client_state)
+        self.run_state.limit()
         if self.examiner.test is None and server.stops_early:
             raise ValueError(f"server.stop_at_accuracy and server.patience need a test set; {dataset.name} has none")
-        self.accuracies: list[float] = []  # of the evaluations so far: what the stop rule reads
         self.stopped: str | None = None  # what ended the run, if not its number of rounds
         self._alone = transport is None
         self.transport: Transport = self.own if transport is None else transport(self)
@@ -208,13 +194,7 @@ class Simulation:
     def client_states(self) -> dict[str, ClientVectors]:
         """What clients keep, by name, and the models that clients of an asynchronous run are at work on; part of a
         checkpoint."""
-        versions = {"versions": self.server.versions} if isinstance(self.server, AsyncServer) else {}
-        kept = [self.trainer.clients, *(self.uplink.memories if self.uplink is not None else ())]
-        return {**{state.name: state for state in kept if state is not None}, **versions}
-
-    def _limit(self) -> None:
-        for state in self.client_states.values():
-            state.limit(*self._limits)
+        return self.run_state.clients
 
     def _choose(self, choice: Choice) -> None:
         self.choice, self._factory = choice, choice.trainer()
@@ -231,11 +211,11 @@ class Simulation:
             if not self._alone:
                 raise ValueError("the run was begun with another trainer than its workers have: give it as trainer=")
             self._choose(choice)
-            self._limit()
+            self.run_state.limit()
 
     def rounds(self) -> Iterator[Metrics]:
         """Run to the last round, or until the stop rule ends it, yielding each round's metrics."""
-        self.stopped = self.config.stop(self.accuracies)
+        self.stopped = self.config.stop(self.run_state.accuracies)
         if self.stopped is None:
             for metrics in rounds(self.server, self.config, self._look):
                 yield metrics
@@ -246,10 +226,10 @@ class Simulation:
         """An evaluation that is due. One that would end the run is repeated as its last: what holds there counts."""
         metrics = self.evaluate(whole=last)
         if self.config.stops_early and "test_accuracy" in metrics:
-            if not last and self.config.stop([*self.accuracies, metrics["test_accuracy"]]):
+            if not last and self.config.stop([*self.run_state.accuracies, metrics["test_accuracy"]]):
                 metrics = self.evaluate()
-            self.accuracies.append(metrics["test_accuracy"])
-            self.stopped = self.config.stop(self.accuracies)
+            self.run_state.accuracies.append(metrics["test_accuracy"])
+            self.stopped = self.config.stop(self.run_state.accuracies)
         return metrics
 
     def evaluate(self, *, whole: bool = True) -> Metrics:
@@ -298,39 +278,18 @@ class Simulation:
             "server": asdict(self.config),
         }
 
-    def checkpoint(self, config: dict[str, Any] | None = None) -> Checkpoint:
-        """The state after the last finished round.
+    def save(self, directory: str | Path, config: dict[str, Any] | None = None) -> None:
+        """Write the checkpoint of the last finished round into `directory`, and beside it what clients keep.
 
         Args:
+            directory: made where it is not there.
             config: of the run, as plain values, which `restore` compares; None: `settings`.
 
         Raises:
+            OSError: the disk is full or not writable.
             ValueError: the round after it was broken off while it moved the model.
         """
-        server = self.server
-        refuse_half_a_round(server)
-        return Checkpoint(
-            round=server.round,
-            vector=server.vector,
-            state=server.state,
-            config=config or self.settings(),
-            dataset=self.dataset.fingerprint(),
-            uplink={} if self.uplink is None else self.uplink.snapshot(),
-            clients={name: state.snapshot() for name, state in self.client_states.items()},
-            clock={} if server.clock is None else server.clock.state_dict(),
-            accuracies=tuple(self.accuracies),
-        )
-
-    def save(self, directory: str | Path, config: dict[str, Any] | None = None) -> None:
-        """Write the checkpoint of the last finished round into `directory`, and beside it what clients keep."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        for state in self.client_states.values():
-            if state.directory is None:
-                state.locate(directory / "client_state")
-        self.checkpoint(config).save(directory)
-        for state in self.client_states.values():
-            state.confirm()
+        self.run_state.save(Path(directory), config)
 
     def restore(self, checkpoint: Checkpoint, config: dict[str, Any] | None = None) -> None:
         """Continue from a checkpoint of the same run: `restore(Checkpoint.load(directory, "cpu"))`.
@@ -342,19 +301,4 @@ class Simulation:
         Raises:
             ValueError: it is of another run.
         """
-        checkpoint.check(config or self.settings(), self.dataset.fingerprint())
-        if checkpoint.vector.shape != self.server.vector.shape or checkpoint.state.keys() != self.server.state.keys():
-            raise ValueError("checkpoint.resume: the checkpoint is of another model or algorithm")
-        for state in self.client_states.values():
-            if state.directory is None and checkpoint.directory is not None:
-                state.locate(checkpoint.directory / "client_state")
-        self.accuracies = [*checkpoint.accuracies]
-        self.server.vector.copy_(checkpoint.vector)
-        self.server.state = checkpoint.state
-        self.server.round = checkpoint.round
-        if self.uplink is not None:
-            self.uplink.restore(checkpoint.uplink)
-        for name, state in self.client_states.items():
-            state.restore(checkpoint.clients.get(name, {}))
-        if self.server.clock is not None:
-            self.server.clock.load_state_dict(checkpoint.clock)
+        self.run_state.restore(checkpoint, config)

@@ -79,7 +79,7 @@ def test_an_interrupted_run_is_saved_whole_or_not_at_all(make_dataset, tmp_path,
     resumed = run(simulation(dataset, algorithm), tmp_path / "broken", every=3, resume=str(tmp_path / "broken"))
     assert torch.equal(resumed, expected)
     if where == "server_step":
-        for use in (lambda: next(made.rounds()), lambda: made.checkpoint({})):
+        for use in (lambda: next(made.rounds()), lambda: made.run_state.checkpoint({})):
             with pytest.raises(ValueError, match="round 5 was broken off while it moved the model: continue from"):
                 use()
 
