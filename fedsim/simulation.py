@@ -249,17 +249,7 @@ class Simulation:
         """The clients' own models."""
         server = self.server
         assert isinstance(server, Server), "an asynchronous algorithm keeps no personal models"
-        return own_models(
-            self.dataset,
-            self.model,
-            self.algorithm,
-            self.trainer.memory,
-            self.local,
-            clients,
-            broadcast=server.broadcast,
-            round=server.round,
-            seed=self.seed,
-        )
+        return own_models(self.training, self.trainer.memory, clients, broadcast=server.broadcast, round=server.round)
 
     def _losses(self, clients: np.ndarray) -> np.ndarray:
         """(n,) mean loss of the global model on the training samples of these clients (n,), each with some."""

@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.base import Algorithm
-from fedsim.config import LocalConfig
-from fedsim.data.federated import FederatedDataset
 from fedsim.data.resident import ResidentSplit
 from fedsim.denormals import flushed_denormals
 from fedsim.rng import forked_generators, torch_stream
@@ -19,20 +17,11 @@ from fedsim.train.precision import products
 from fedsim.train.rows import SerialGradient
 from fedsim.train.seats import Seats
 from fedsim.train.step import is_stochastic
-from fedsim.vector import FlatModel
+from fedsim.train.training import Training
 
 
 def own_models(
-    dataset: FederatedDataset,
-    model: FlatModel,
-    algorithm: Algorithm,
-    memory: ClientMemory,
-    local: LocalConfig,
-    clients: Iterable[int],
-    *,
-    broadcast: Tensor,
-    round: int,
-    seed: int,
+    training: Training, memory: ClientMemory, clients: Iterable[int], *, broadcast: Tensor, round: int
 ) -> Iterator[tuple[int, Tensor]]:
     """Each client with its own model (P + Q,), which is valid until the next one; nothing that is kept changes.
 
@@ -41,21 +30,18 @@ def own_models(
     A client without training samples has nothing to learn from, and uses the global model with what it keeps.
 
     Args:
-        dataset: steps are taken on its training samples.
-        model: the shared model, which is overwritten.
-        algorithm: `own`, `own_steps`.
+        training: of the run; its model is overwritten.
         memory: what the clients keep.
-        local: the batch size.
         clients: whose.
         broadcast: (P + Q + ...,) the global model and the server's vectors.
         round: the last finished round.
-        seed: the run's seed, for the minibatches.
     """
+    dataset, model, algorithm, seed = training.dataset, training.model, training.algorithm, training.seed
     record = algorithm.own or Algorithm(name=algorithm.name)
     model.own()
     data = ResidentSplit(dataset, dataset.train, model.device)
     num_steps = algorithm.own_steps
-    local = replace(local.at(round + 1), num_steps=num_steps or None, straggler_share=0.0)
+    local = replace(training.local.at(round + 1), num_steps=num_steps or None, straggler_share=0.0)
     sizes, stochastic = dataset.train.sizes, is_stochastic(model, dataset)
     for client in clients:
         # the first minibatches of the next round; a client without samples borrows the plan of one that has some

@@ -20,17 +20,8 @@ LOCAL = LocalConfig(batch_size=6, num_epochs=2, learning_rate=ETA)
 def own(simulation):
     """{client: its own model}"""
     s = simulation
-    found = own_models(
-        s.dataset,
-        s.model,
-        s.algorithm,
-        s.trainer.memory,
-        s.local,
-        range(s.dataset.num_clients),
-        broadcast=s.server.broadcast,
-        round=s.server.round,
-        seed=0,
-    )
+    clients = range(s.dataset.num_clients)
+    found = own_models(s.training, s.trainer.memory, clients, broadcast=s.server.broadcast, round=s.server.round)
     return {client: vector.clone() for client, vector in found}
 
 
