@@ -143,7 +143,8 @@ def test_updates_as_they_arrive_through_kill_9_a_stop_ctrl_c_and_resume_then_a_r
     assert "lost worker_1: it has been silent for too long" in out
     nothing_is_left(nodes, ports)
     done_before = rows(directory)
-    assert sum(json.loads(line)["lost"] for line in (directory / "metrics.jsonl").read_text().splitlines()) >= 2
+    # the stopped worker is given a client, at the latest once it stands still; the killed one may die between two
+    assert sum(json.loads(line)["lost"] for line in (directory / "metrics.jsonl").read_text().splitlines()) >= 1
 
     length = f"server.num_rounds={done_before + 10}"
     resumed = fedsim(*buffered, *workers, "transport.num_workers=2", length, f"checkpoint.resume={directory}")
