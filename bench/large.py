@@ -85,11 +85,9 @@ def clients(num_clients: int, num_samples: int, folder: Path) -> list[dict[str, 
     model = FlatModel(logistic(dataset.input_shape, 10), CPU)
     assert dataset.test is not None
     evaluator = Evaluator(dataset, dataset.test, model)
-    row, (losses, hits) = timed(
-        f"evaluate {dataset.test.num_samples:,} samples", lambda: evaluator.per_sample(model.vector), 1
-    )
+    row, found = timed(f"evaluate {dataset.test.num_samples:,} samples", lambda: evaluator.per_sample(model.vector), 1)
     rows.append(row)
-    row, _ = timed("loss and accuracy of every client", lambda: spread(evaluator.per_client(losses, hits)))
+    row, _ = timed("loss and accuracy of every client", lambda: spread(evaluator.per_client(found)))
     rows.append(row)
     row, _ = timed(
         "data report with pictures and files", lambda: data_report.report(dataset, folder, partition=made), 1

@@ -82,8 +82,8 @@ def measure(
     success = None
     if attack is not None and attack.name == "backdoor":
         assert dataset.test is not None
-        _, hits = Evaluator(dataset, triggered(dataset.test), simulation.model).per_sample(simulation.server.vector)
-        success = float(hits.mean())
+        found = Evaluator(dataset, triggered(dataset.test), simulation.model).per_sample(simulation.server.vector)
+        success = float(found["accuracy"].mean())
     return simulation.evaluate()["test_accuracy"], success
 
 

@@ -22,6 +22,7 @@ _HOME = {
     "from_arrays": "fedsim.data.arrays",
     "from_clients": "fedsim.data.arrays",
     "Split": "fedsim.data.federated",
+    "Objective": "fedsim.objective",
 }
 __all__ = [*_HOME, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 

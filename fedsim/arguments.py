@@ -27,7 +27,7 @@ _GIVEN: dict[str, tuple[int, tuple[str, ...]]] = {
     "tracking.sinks": (1, ()),
 }
 _GROUPS = ("data", "partition", "model", "algorithm", "trainer", "sampler", "aggregator")
-_MAY_BE_NONE = ("devices", "attack")
+_MAY_BE_NONE = ("devices", "attack", "objective")
 _HYDRAS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 _WORDS: dict[Any, tuple[str, str]] = {
     int: ("a whole number", "whole numbers"),

@@ -49,6 +49,8 @@ def build_dataset(config: Config, note: Callable[[str], None]) -> FederatedDatas
     dataset = instantiate(config.data)
     for text in dataset.notes:
         note(text)
+    if config.objective:
+        dataset = replace(dataset, objective=instantiate(config.objective))
     return instantiate(config.partition)(dataset, config.seed)
 
 

@@ -123,6 +123,7 @@ def label_flip(fraction: float = 0.2, clients: Sequence[int] | None = None) -> A
     """Attackers train honestly on labels turned round: y becomes num_classes - 1 - y."""
 
     def poison(dataset: FederatedDataset, attackers: np.ndarray) -> FederatedDataset:
+        _require_classes(dataset, "label_flip")
         rows = owned_rows(dataset.train, attackers)
         targets = dataset.train.targets.clone()
         targets[rows] = dataset.num_classes - 1 - targets[rows]
@@ -152,6 +153,7 @@ def backdoor(
         raise ValueError(f"attack.poisoned_share must be in (0, 1], got {poisoned_share}")
 
     def poison(dataset: FederatedDataset, attackers: np.ndarray) -> FederatedDataset:
+        _require_classes(dataset, "backdoor")
         if not 0 <= target < dataset.num_classes:
             raise ValueError(f"attack.target must be 0 to {dataset.num_classes - 1}, got {target}")
         owned_rows(dataset.train, attackers)  # refuses shared samples
@@ -166,6 +168,14 @@ def backdoor(
         return rows.mul_(scale)
 
     return Attack(name="backdoor", fraction=fraction, clients=clients, poison=poison, corrupt=corrupt)
+
+
+def _require_classes(dataset: FederatedDataset, attack: str) -> None:
+    if dataset.objective.targets != "classes":
+        raise ValueError(
+            f"attack={attack} turns one class into another, but {dataset.objective.name} learns no classes: choose "
+            "another attack"
+        )
 
 
 def patched(inputs: Tensor, patch_size: int = 3) -> Tensor:

@@ -48,7 +48,7 @@ class Checkpoint:
         dataset: `FederatedDataset.fingerprint` of its data.
         clients: `ClientVectors.snapshot` of each of the clients' vectors, by name.
         clock: virtual time, and who is at work, of runs with devices.
-        accuracies: of the evaluations so far, which the stop rule reads.
+        scores: of the evaluations so far, which the stop rule reads.
         directory: where it was read from; None: it was not.
     """
 
@@ -60,7 +60,7 @@ class Checkpoint:
     uplink: dict[str, Tensor] = field(default_factory=dict)
     clients: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     clock: dict[str, Tensor] = field(default_factory=dict)
-    accuracies: tuple[float, ...] = ()
+    scores: tuple[float, ...] = ()
     directory: Path | None = None
 
     def save(self, directory: Path) -> None:
@@ -70,7 +70,7 @@ class Checkpoint:
             OSError: the disk is full or not writable; the checkpoint before is still whole.
         """
         about = {"format": _FORMAT, "round": self.round, "config": self.config, "dataset": self.dataset}
-        about["accuracies"] = self.accuracies
+        about["scores"] = self.scores
         tensors = {"vector": self.vector, **{f"state.{name}": t for name, t in self.state.items()}}
         tensors |= {f"clock.{name}": t for name, t in self.clock.items()}
         tensors |= {f"uplink.{name}": t for name, t in self.uplink.items()}
@@ -129,7 +129,7 @@ class Checkpoint:
             uplink=uplink,
             clients=clients,
             clock=clock,
-            accuracies=tuple(about.get("accuracies", ())),
+            scores=tuple(about.get("scores", ())),
             directory=Path(directory),
         )
 

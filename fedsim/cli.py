@@ -30,6 +30,7 @@ from fedsim.compose import conf_dir, plain_values, schema, validated
 from fedsim.config import Config
 from fedsim.explain import explain, where
 from fedsim.files import CHECKPOINT, holds_run, in_use
+from fedsim.score import score
 from fedsim.signals import ends_at_a_signal, exit_code
 
 log = logging.getLogger("fedsim")
@@ -119,8 +120,8 @@ def _tell(error: BaseException) -> None:
 
 
 def _job(cfg: DictConfig) -> float | None:
-    """One run, or one node of it; returns the run's best test accuracy, for sweepers, or None after a mistake, which
-    is told at once.
+    """One run, or one node of it; returns the score of its best model (`fedsim.score`), for sweepers, or None after a
+    mistake, which is told at once.
 
     Were it raised, Hydra would put a line of its own before ours, and a sweep would tell of it only at its end.
     """
@@ -194,7 +195,7 @@ def _simulate(config: Config, plain: dict[str, Any], place: Any, directory: Path
         saving = sweep.job_checkpoint(directory, saving, comparable)
         if (done := sweep.finished(directory, config.server)) is not None:
             log.info(f"{directory} has finished before")
-            return done.get("best", {}).get("test_accuracy")
+            return score(done.get("best", {}))
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):
             continue
@@ -242,7 +243,7 @@ def _simulate(config: Config, plain: dict[str, Any], place: Any, directory: Path
     terminal = importlib.import_module("fedsim.tracking.terminal")
     title = f"{config.name} has ended after {rounds}{why}"
     log.info(terminal.Facts(title, facts, whole=("files", "report")))
-    return summary.get("best", {}).get("test_accuracy")
+    return score(summary.get("best", {}))
 
 
 def _node(config: Config, plain: dict[str, Any], place: Any) -> None:

@@ -18,6 +18,7 @@ from fedsim.data.federated import FederatedDataset
 from fedsim.data.remote import held_elsewhere
 from fedsim.evaluate import Evaluator
 from fedsim.initial_model import build_model
+from fedsim.objective import Objective, cross_entropy
 from fedsim.silos import node_device, silo_trainer
 from fedsim.simulation import Simulation
 from fedsim.tracking.summary import config_hash
@@ -58,6 +59,7 @@ def build_server(config: Config, plain: dict[str, Any], place: Place) -> Simulat
     settings, algorithm = config.transport, instantiate(config.algorithm)
     _require_plain(config, algorithm)
     about = {key: value for key, value in config.data.items() if key != "_target_"}
+    about["objective"] = objective = instantiate(config.objective) if config.objective else cross_entropy()
     factory = instantiate(config.model)
     some = held_elsewhere(["some"], np.ones(1, np.int64), **about)
     model = build_model(some, factory, seed=config.seed, device=config.device)
@@ -73,7 +75,7 @@ def build_server(config: Config, plain: dict[str, Any], place: Place) -> Simulat
         share_seconds=settings.share_seconds,
         expected=lambda: settings.num_workers or 1,
     )
-    owners = Owners(star, join_seconds=settings.join_seconds)
+    owners = Owners(star, objective, join_seconds=settings.join_seconds)
     try:
         owners.gather()
         return Simulation(
@@ -134,7 +136,8 @@ def build_worker(
         ValueError: the data do not fit the run.
     """
     dataset, algorithm, asked = build_dataset(theirs, note), instantiate(theirs.algorithm), instantiate(theirs.trainer)
-    _require_fit(dataset, identity.config["data"])
+    objective = instantiate(theirs.objective) if theirs.objective else cross_entropy()
+    _require_fit(dataset, identity.config["data"], objective)
     device = node_device(asked, place, config.device)
     model = build_model(dataset, instantiate(theirs.model), seed=theirs.seed, device=device)
     aggregator = instantiate(theirs.aggregator)
@@ -175,7 +178,7 @@ def build_worker(
     return Built(transport=own, device=model.device, ready=lambda: ready, handlers=handlers)
 
 
-def _require_fit(dataset: FederatedDataset, run: dict[str, Any]) -> None:
+def _require_fit(dataset: FederatedDataset, run: dict[str, Any], objective: Objective) -> None:
     for what, ours, theirs in (
         ("samples of shape", list(dataset.input_shape), list(run["input_shape"])),
         ("classes:", dataset.num_classes, run["num_classes"]),
@@ -186,6 +189,11 @@ def _require_fit(dataset: FederatedDataset, run: dict[str, Any]) -> None:
                 "same list of classes (data.classes of data=folders), and tell the server data.input_shape and "
                 "data.num_classes"
             )
+    if dataset.objective.name != objective.name:
+        raise ValueError(
+            f"this worker's data is for the objective {dataset.objective.name}, the run's is {objective.name}: start "
+            "the server with objective=NAME"
+        )
 
 
 def evaluation(dataset: FederatedDataset, model: FlatModel) -> Evaluate:
@@ -197,14 +205,8 @@ def evaluation(dataset: FederatedDataset, model: FlatModel) -> Evaluate:
     clients = float(np.count_nonzero(split.sizes)) if split.owned else float(dataset.num_clients)
 
     def evaluate(vector: Tensor) -> dict[str, float]:
-        losses, hits = evaluator.per_sample(vector.to(model.device))
-        places = evaluator.places()
-        return {
-            "loss_sum": math.fsum(losses * places),
-            "hits": math.fsum(hits * places),
-            "places": math.fsum(places),
-            "samples": float(len(losses)),
-            "clients": clients,
-        }
+        found, places = evaluator.per_sample(vector.to(model.device)), evaluator.places()
+        numbers = {"places": math.fsum(places), "samples": float(len(places)), "clients": clients}
+        return numbers | {f"sum_{name}": math.fsum(values * places) for name, values in found.items()}
 
     return evaluate

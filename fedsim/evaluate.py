@@ -5,6 +5,7 @@ of its predictions.
 """
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,6 @@ from torch import Tensor
 from fedsim.data.federated import FederatedDataset, Split
 from fedsim.data.resident import ResidentSplit
 from fedsim.denormals import flushed_denormals
-from fedsim.objective import correct, cross_entropy, num_places
 from fedsim.rng import stream
 from fedsim.train.precision import products
 from fedsim.vector import FlatModel
@@ -49,27 +49,29 @@ class Evaluator:
 
     @torch.no_grad()
     @flushed_denormals()
-    def per_sample(self, vector: Tensor, rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Loss (nats) and correctness of each row (all, in the clients' order, if None): two (n,) float64 arrays."""
+    def per_sample(self, vector: Tensor, rows: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """The loss, and what else the objective measures, of each row (all, in the clients' order, if None): (n,)
+        float64 each, by name."""
         self.model.load(vector)
         self.model.module.eval()
-        losses, hits = [], []
+        found: dict[str, list[Tensor]] = {"loss": [], **{name: [] for name in self.dataset.objective.metrics}}
         on_device = self.data.rows(self.rows if rows is None else rows)
         with products("float32", self.model.device):
             for inputs, targets in self.data.gather_all(on_device.split(_BATCH[self.model.device.type])):
-                outputs = self.model.module(inputs)
-                losses.append(cross_entropy(outputs, targets))
-                hits.append(correct(outputs, targets))
-        return torch.cat(losses).double().cpu().numpy(), torch.cat(hits).double().cpu().numpy()
+                figures = self.dataset.objective.measure(self.model.module(inputs), targets)
+                for name, values in figures.items():
+                    found[name].append(values)
+        return {name: torch.cat(parts).double().cpu().numpy() for name, parts in found.items()}
 
     def places(self, rows: np.ndarray | None = None) -> np.ndarray:
         """(n,) float64: the places that count of each row (all, in the clients' order, if None)."""
         rows = self.rows if rows is None else rows
-        if self.split.targets.dim() == 1:
+        objective = self.dataset.objective
+        if self.split.targets.dim() == 1 or objective.targets != "classes":
             return np.ones(len(rows))
         # few at once: the targets of a large set are mapped from the disk
         blocks = (rows[start : start + (1 << 16)] for start in range(0, len(rows), 1 << 16))
-        counted = [num_places(self.split.targets[torch.from_numpy(block)]) for block in blocks]
+        counted = [objective.num_places(self.split.targets[torch.from_numpy(block)]) for block in blocks]
         return torch.cat(counted).double().numpy()
 
     def mean(self, values: np.ndarray, rows: np.ndarray | None = None) -> float:
@@ -77,11 +79,11 @@ class Evaluator:
         places = self.places(rows)
         return math.fsum(values * places) / max(1.0, math.fsum(places))
 
-    def per_client(self, losses: np.ndarray, hits: np.ndarray, clients: np.ndarray | None = None) -> pd.DataFrame:
-        """One row for each client: client, samples, loss, accuracy (means over its samples' places).
+    def per_client(self, figures: Mapping[str, np.ndarray], clients: np.ndarray | None = None) -> pd.DataFrame:
+        """One row for each client: client, samples, loss, accuracy and so on (means over its samples' places).
 
         Args:
-            losses, hits: (n,) what `per_sample` gave for the rows of the clients.
+            figures: (n,) each, what `per_sample` gave for the rows of the clients.
             clients: (m,) with samples each, ascending; None: all that have some.
         """
         assert self.split.offsets is not None, "nobody owns these samples"
@@ -94,22 +96,29 @@ class Evaluator:
             {
                 "client": [self.dataset.client_ids[c] for c in kept.tolist()],
                 "samples": sizes,
-                "loss": np.bincount(owner, losses * places, len(kept)) / weights,
-                "accuracy": np.bincount(owner, hits * places, len(kept)) / weights,
+                **{n: np.bincount(owner, values * places, len(kept)) / weights for n, values in figures.items()},
             }
         )
 
 
 def spread(clients: pd.DataFrame) -> dict[str, float]:
-    """Statistics of the clients' accuracies: the mean over samples and over clients, percentiles, worst, deviation."""
-    accuracy = clients["accuracy"].to_numpy()
-    p10, p50, p90 = np.percentile(accuracy, [10, 50, 90])
-    return {
-        "client_accuracy_weighted": float(np.average(accuracy, weights=clients["samples"])),
-        "client_accuracy_mean": float(accuracy.mean()),
-        "client_accuracy_p10": float(p10),
-        "client_accuracy_p50": float(p50),
-        "client_accuracy_p90": float(p90),
-        "client_accuracy_worst": float(accuracy.min()),
-        "client_accuracy_std": float(accuracy.std()),
+    """Statistics of the clients' accuracies, or of their losses where there are none: the mean over samples and over
+    clients, percentiles, worst, deviation."""
+    name = judged_by(clients)
+    values = clients[name].to_numpy()
+    p10, p50, p90 = np.percentile(values, [10, 50, 90])
+    found = {
+        "weighted": np.average(values, weights=clients["samples"]),
+        "mean": values.mean(),
+        "p10": p10,
+        "p50": p50,
+        "p90": p90,
+        "worst": values.min() if name == "accuracy" else values.max(),
+        "std": values.std(),
     }
+    return {f"client_{name}_{statistic}": float(value) for statistic, value in found.items()}
+
+
+def judged_by(clients: pd.DataFrame) -> str:
+    """The column that says how well clients are served: accuracy, or loss where no accuracy is measured."""
+    return "accuracy" if "accuracy" in clients else "loss"

@@ -56,11 +56,11 @@ class Examiner:
         self.test = None if test is None or not test.num_samples else Evaluator(dataset, test, model)
         self._quick = None if self.test is None else self.test.draw(evaluate.max_samples, seed)
         self._training: Evaluator | None = None
-        # (round, evaluator, losses, hits) of the last thorough look at a split
-        self._last: tuple[int, Evaluator, np.ndarray, np.ndarray] | None = None
+        # (round, evaluator, what it found) of the last thorough look at a split
+        self._last: tuple[int, Evaluator, dict[str, np.ndarray]] | None = None
 
     def central(self, vector: Tensor, round: int, *, whole: bool) -> dict[str, float]:
-        """test_loss and test_accuracy of a model (P + Q,); {} without a test set.
+        """test_loss, test_accuracy and what else the objective measures of a model (P + Q,); {} without a test set.
 
         Args:
             vector, round: the model, and the round after which it stands.
@@ -69,17 +69,17 @@ class Examiner:
         if self.test is None:
             return {}
         rows = self.test.of(self._drawn(self.test.split)) if whole else self._quick
-        losses, hits = self.test.per_sample(vector, rows)
+        found = self.test.per_sample(vector, rows)
         if whole:
-            self._last = (round, self.test, losses, hits)
-        return {"test_loss": self.test.mean(losses, rows), "test_accuracy": self.test.mean(hits, rows)}
+            self._last = (round, self.test, found)
+        return {f"test_{name}": self.test.mean(values, rows) for name, values in found.items()}
 
     def clients(self, vector: Tensor, round: int, own: OwnModels | None = None) -> pd.DataFrame:
-        """Every client, or those that are drawn: client, split, samples, loss, accuracy.
+        """Every client, or those that are drawn: client, split, samples, loss, accuracy or what else is measured.
 
         The split is the clients' test samples, else their validation samples, else their training samples. The model is
         the global one; where clients have models of their own, loss and accuracy are those of each client's own model,
-        and global_loss and global_accuracy stand beside them.
+        and global_loss and global_accuracy stand beside them; and so on.
         """
         for name in ("test", "validation", "train"):
             split = getattr(self.dataset, name)
@@ -90,17 +90,17 @@ class Examiner:
         drawn, last = self._drawn(split), self._last
         if last is None or last[0] != round or last[1].split is not split:
             evaluator = Evaluator(self.dataset, split, self.model)
-            last = (round, evaluator, *evaluator.per_sample(vector, evaluator.of(drawn)))
+            last = (round, evaluator, evaluator.per_sample(vector, evaluator.of(drawn)))
         evaluator = last[1]
-        frame = evaluator.per_client(*last[2:], drawn)
+        frame = evaluator.per_client(last[2], drawn)
         frame.insert(1, "split", name)
         if own is not None:
-            frame = frame.rename(columns={"loss": "global_loss", "accuracy": "global_accuracy"})
+            frame = frame.rename(columns={figure: f"global_{figure}" for figure in last[2]})
             owners = (np.flatnonzero(split.sizes) if drawn is None else drawn).tolist()
             found = [evaluator.per_sample(mine, split.rows(client)) for client, mine in own(owners)]
-            losses, hits = (np.concatenate(parts) for parts in zip(*found, strict=True))
-            theirs = evaluator.per_client(losses, hits, drawn)
-            frame["loss"], frame["accuracy"] = theirs["loss"], theirs["accuracy"]
+            joined = {figure: np.concatenate([one[figure] for one in found]) for figure in last[2]}
+            theirs = evaluator.per_client(joined, drawn)
+            frame[[*joined]] = theirs[[*joined]]
         return frame
 
     def _drawn(self, split: Split) -> np.ndarray | None:
@@ -115,6 +115,6 @@ class Examiner:
         """(n,) mean loss of a model on the training samples of these clients (n,), each with some."""
         if self._training is None:
             self._training = Evaluator(self.dataset, self.dataset.train, self.model)
-        losses, _ = self._training.per_sample(vector, self._training.of(clients))
+        losses = self._training.per_sample(vector, self._training.of(clients))["loss"]
         ends = np.cumsum(self.dataset.train.sizes[clients])
         return np.array([part.mean() for part in np.split(losses, ends[:-1])])

@@ -135,8 +135,8 @@ def _unknown_choice(group: str, choice: str, options: list[str]) -> str:
         return f"{group}={choice} needs Hydra's plugin: pip install '.[{_PLUGINS[group, choice]}]' in fedsim's folder"
     near = difflib.get_close_matches(choice, options, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    if (group, choice) == ("attack", "null"):
-        hint = "~attack leaves it out; "
+    if group in ("attack", "objective") and choice == "null":
+        hint = f"~{group} leaves it out; "
     return f"{group}={choice} does not exist; {hint}there is {', '.join(options)}"
 
 

@@ -1,8 +1,12 @@
-"""What is minimised and what is measured: per-sample functions of (outputs, targets).
+"""What is minimised and what is measured: per-sample functions of a model's outputs and the targets.
 
 A sequence has a target at each of its places, and `IGNORED` where there is nothing to predict (behind the end of a
 short text): such a place is no part of the loss, of its gradient, of the accuracy or of the number of places.
 """
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,8 +15,139 @@ from torch.nn import functional as F
 IGNORED = -100
 """The target of a place in a sequence that does not count, by PyTorch's convention."""
 
+PerSample = Callable[[Tensor, Tensor], Tensor]
+"""(outputs of a minibatch (B, ...), its targets (B, ...)) -> a number for each sample, (B,)."""
 
-def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+_TAKES = {
+    "classes": "classes, numbered in int64",
+    "numbers": "numbers, as float32",
+    "labels": "zeros and ones, one for each label",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What a client minimises on its samples, and what else a model is judged by.
+
+    Called with outputs (B, ...) and targets (B, ...) it gives the losses (B,).
+
+    Attributes:
+        name: as in the configuration.
+        losses: what is minimised is their mean over a minibatch; any loss of `torch.nn` with reduction="none" whose
+            values are (B,) will do. Samples must not meet in it.
+        metrics: by name, what is measured beside it, in rows `test_<name>` and columns `<name>`. Where there is an
+            "accuracy", it says which model is the best one; else the loss does.
+        targets: "classes" (integers from 0, or -100), "numbers" (real ones) or "labels" (any of several, each 0 or 1).
+
+    Raises:
+        ValueError: no such targets, or a metric with the name of another figure.
+    """
+
+    name: str
+    losses: PerSample
+    metrics: Mapping[str, PerSample] = field(default_factory=dict)
+    targets: str = "classes"
+
+    def __post_init__(self) -> None:
+        if self.targets not in _TAKES:
+            raise ValueError(f"an objective's targets are {', '.join(_TAKES)}, not {self.targets!r}")
+        for name in self.metrics:
+            if not name.isidentifier() or name in ("loss", "client", "split", "samples", "round", "places", "clients"):
+                raise ValueError(f"{name!r} cannot be a metric's name: choose a word that is no other figure's")
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if outputs.dtype == torch.bfloat16:  # of a forward pass under autocast: eight bits are too few for a loss
+            outputs = outputs.float()
+        return self.losses(outputs, targets)
+
+    def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """(B,) each: "loss", and what else is measured."""
+        return {"loss": self(outputs, targets), **{name: of(outputs, targets) for name, of in self.metrics.items()}}
+
+    def num_places(self, targets: Tensor) -> Tensor:
+        """(B,) int64: by how much a sample counts in a mean; for a sequence of classes, its places that count."""
+        one_each = self.targets != "classes" or targets.dim() == 1
+        return targets.new_ones(len(targets), dtype=torch.int64) if one_each else num_places(targets)
+
+    def refuse(self, targets: Tensor, where: str) -> None:
+        """Raises ValueError where targets (N, ...) of the data set `where` are of another kind."""
+        whole = targets.dtype in (torch.int64, torch.int32)
+        fits = {"classes": whole, "numbers": targets.is_floating_point(), "labels": True}[self.targets]
+        if not fits:
+            raise ValueError(
+                f"{where}: the objective {self.name} learns {_TAKES[self.targets]}, but the targets are "
+                f"{targets.dtype}: turn them into these, or choose another objective"
+            )
+
+
+def cross_entropy(label_smoothing: float = 0.0, top_k: int | None = None) -> Objective:
+    """Cross-entropy of classes, in nats, and accuracy.
+
+    Args:
+        label_smoothing: epsilon; the class counts 1 - epsilon, and all classes together epsilon (Szegedy et al. 2016,
+            "Rethinking the Inception Architecture", section 7). The test loss has it too.
+        top_k: also measure `top_k_accuracy`, whether the class is among the k largest outputs; None: not.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"objective.label_smoothing must be in [0, 1), got {label_smoothing}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"objective.top_k must be at least 1 or null, got {top_k}")
+    losses = partial(class_losses, label_smoothing=label_smoothing) if label_smoothing else class_losses
+    further = {} if top_k is None else {f"top_{top_k}_accuracy": partial(correct, among=top_k)}
+    return Objective(name="cross_entropy", losses=losses, metrics={"accuracy": correct, **further})
+
+
+def binary_cross_entropy() -> Objective:
+    """Mean over a sample's labels of the cross-entropy of each (an output is its log-odds), in nats.
+
+    The accuracy is the share of the labels that are right, and `exact_match` whether all of a sample's are.
+    """
+
+    def right(outputs: Tensor, targets: Tensor) -> Tensor:
+        found, wanted = _alike(outputs, targets)
+        return ((found > 0) == (wanted > 0.5)).to(found.dtype)
+
+    return Objective(
+        name="binary_cross_entropy",
+        losses=_mean_of(lambda x, y: F.binary_cross_entropy_with_logits(x, y, reduction="none")),
+        metrics={"accuracy": lambda x, y: right(x, y).mean(1), "exact_match": lambda x, y: right(x, y).amin(1)},
+        targets="labels",
+    )
+
+
+def squared_error() -> Objective:
+    """Mean over a target's numbers of the squared difference, and `absolute_error`."""
+    return Objective(
+        name="squared_error",
+        losses=_mean_of(lambda x, y: (x - y).square()),
+        metrics={"absolute_error": _mean_of(_distance)},
+        targets="numbers",
+    )
+
+
+def huber(delta: float = 1.0) -> Objective:
+    """Huber's loss, mean over a target's numbers, and `squared_error` and `absolute_error`.
+
+    Half the square of a difference d up to `delta`, and beyond it delta (|d| - delta / 2) (Huber 1964, "Robust
+    Estimation of a Location Parameter").
+
+    Raises:
+        ValueError: `delta` is not positive.
+    """
+    if not delta > 0:
+        raise ValueError(f"objective.delta must be positive, got {delta}")
+    return Objective(
+        name="huber",
+        losses=_mean_of(lambda x, y: F.huber_loss(x, y, reduction="none", delta=delta)),
+        metrics={"squared_error": _mean_of(lambda x, y: (x - y).square()), "absolute_error": _mean_of(_distance)},
+        targets="numbers",
+    )
+
+
+def class_losses(outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of each sample, in nats: (B, classes) and (B,), or (B, classes, length) and (B, length), to (B,).
 
     The loss of a sequence is the mean over its places that count, 0 where none does.
@@ -26,19 +161,22 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
             f"the data has {places} a sample, but the model's output for a minibatch has shape {tuple(outputs.shape)}: "
             "choose another model (reddit_lstm predicts at every place, most others once a sample)"
         )
-    if outputs.dtype == torch.bfloat16:  # of a forward pass under autocast: eight bits are too few for a loss
-        outputs = outputs.float()
     # What F.cross_entropy computes, without its ignored index, which takes most of its operations.
     log_probabilities = F.log_softmax(outputs, 1)
-    if targets.dim() == 1:
-        return log_probabilities.gather(1, targets.unsqueeze(1)).squeeze(1).neg()
-    losses = log_probabilities.gather(1, targets.clamp(min=0).unsqueeze(1)).squeeze(1).neg()
-    return _mean_over_places(losses, targets)
+    wanted = targets if targets.dim() == 1 else targets.clamp(min=0)
+    losses = log_probabilities.gather(1, wanted.unsqueeze(1)).squeeze(1).neg()
+    if label_smoothing:
+        losses = (1 - label_smoothing) * losses - label_smoothing * log_probabilities.mean(1)
+    return losses if targets.dim() == 1 else _mean_over_places(losses, targets)
 
 
-def correct(outputs: Tensor, targets: Tensor) -> Tensor:
-    """(B,) float: whether the largest output is the target; of a sequence the share of its places that count."""
-    hits = (outputs.argmax(1) == targets).to(outputs.dtype)
+def correct(outputs: Tensor, targets: Tensor, among: int = 1) -> Tensor:
+    """(B,) float: whether the target is among the largest outputs; of a sequence the share of its places that count."""
+    if among == 1:
+        hits = outputs.argmax(1) == targets
+    else:
+        hits = (outputs.topk(min(among, outputs.shape[1]), 1).indices == targets.unsqueeze(1)).any(1)
+    hits = hits.to(outputs.dtype)
     return hits if hits.dim() == 1 else _mean_over_places(hits, targets)
 
 
@@ -50,3 +188,27 @@ def num_places(targets: Tensor) -> Tensor:
 def _mean_over_places(values: Tensor, targets: Tensor) -> Tensor:
     counts = targets != IGNORED
     return values.masked_fill(~counts, 0.0).flatten(1).sum(1) / counts.flatten(1).sum(1).clamp(min=1)
+
+
+def _distance(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs - targets).abs()
+
+
+def _mean_of(each: PerSample) -> PerSample:
+    """The mean of what `each` gives for the numbers of a sample."""
+    return lambda outputs, targets: each(*_alike(outputs, targets)).mean(1)
+
+
+def _alike(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as (B, numbers), so that no (B, 1) meets a (B,) and becomes (B, B).
+
+    Raises:
+        ValueError: a sample has not as many outputs as numbers.
+    """
+    found, wanted = outputs.reshape(len(outputs), -1), targets.reshape(len(targets), -1)
+    if found.shape != wanted.shape:
+        raise ValueError(
+            f"the data has {wanted.shape[1]} numbers a sample, but the model {found.shape[1]} outputs: give the model "
+            "as many, which a model factory is told as num_classes"
+        )
+    return found, wanted.to(found.dtype)

@@ -17,10 +17,11 @@ from fedsim.clock import clients_asked
 from fedsim.config import CheckpointConfig, EvaluateConfig, TrackingConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.data.outline import outline
-from fedsim.evaluate import spread
+from fedsim.evaluate import judged_by, spread
 from fedsim.files import holds_run, in_use
 from fedsim.initial_model import ModelFactory
 from fedsim.sampling import cohort_size
+from fedsim.score import scores
 from fedsim.simulation import Simulation
 from fedsim.tracking.progress import Progress
 from fedsim.tracking.readback import read_metrics, read_trainer
@@ -130,10 +131,10 @@ def _record(
     files = RunDirectory(directory, keep_rounds=server.round)
     if simulation.choice is not None:
         files.write_trainer(simulation.choice.facts)
-    simulation.run_state.accuracies = [row["test_accuracy"] for row in files.rows if "test_accuracy" in row]
+    simulation.run_state.scores = scores(files.rows)
     name, clients = (about or {}).get("name", simulation.dataset.name), simulation.dataset.frame()
     tracked.open(Run(name=name, directory=directory, config=config, clients=clients, done=server.round))
-    if server.round < num_rounds and simulation.config.stop(simulation.run_state.accuracies) is None:
+    if server.round < num_rounds and simulation.config.stop(simulation.run_state.scores) is None:
         files.forget_outcome()
     files.write_config(config)
     files.write_partition(outline(simulation.dataset))
@@ -192,7 +193,8 @@ def _record(
         tracked.clients(clients)
         summary["clients"] = {"split": clients["split"].iloc[0], "evaluated": len(clients), **spread(clients)}
         if simulation.algorithm.personalised:
-            of_global = clients.assign(accuracy=clients["global_accuracy"])
+            judged = judged_by(clients)
+            of_global = clients.assign(**{judged: clients[f"global_{judged}"]})
             summary["clients"] |= {f"global_{name}": value for name, value in spread(of_global).items()}
     files.write_model(simulation.model.state_dict(server.vector))
     files.write_summary(summary)

@@ -13,6 +13,7 @@ from fedsim.checkpoint import Checkpoint
 from fedsim.client_state import ClientVectors
 from fedsim.config import ClientStateConfig
 from fedsim.data.federated import FederatedDataset
+from fedsim.objective import Objective
 from fedsim.robust import Aggregator
 from fedsim.server import Server, refuse_half_a_round
 from fedsim.transforms import Transform
@@ -21,6 +22,7 @@ from fedsim.uplink import Uplink
 
 
 def named_parts(
+    objective: Objective,
     algorithm: Algorithm,
     model: nn.Module,
     aggregator: Aggregator,
@@ -29,6 +31,7 @@ def named_parts(
 ) -> dict[str, Any]:
     """The parts of a run by name, as plain values: what a checkpoint knows of a run without a configuration."""
     return {
+        "objective": {"name": objective.name},
         "algorithm": {"name": algorithm.name},
         "model": {"name": type(model).__name__},
         "aggregator": {
@@ -53,7 +56,7 @@ class RunState:
         client_state: memory for the vectors that clients keep.
 
     Attributes:
-        accuracies: of the evaluations so far: what the stop rule reads.
+        scores: of the evaluations so far (`fedsim.score`): what the stop rule reads.
     """
 
     def __init__(
@@ -67,7 +70,7 @@ class RunState:
     ) -> None:
         self.server, self.own, self.uplink, self.dataset, self.settings = server, own, uplink, dataset, settings
         self.limits = int(client_state.ram_gib * 2**30), int(client_state.device_gib * 2**30)
-        self.accuracies: list[float] = []
+        self.scores: list[float] = []
 
     @property
     def clients(self) -> dict[str, ClientVectors]:
@@ -98,7 +101,7 @@ class RunState:
             uplink={} if self.uplink is None else self.uplink.snapshot(),
             clients={name: state.snapshot() for name, state in self.clients.items()},
             clock={} if server.clock is None else server.clock.state_dict(),
-            accuracies=tuple(self.accuracies),
+            scores=tuple(self.scores),
         )
 
     def save(self, directory: Path, config: dict[str, Any] | None) -> None:
@@ -133,7 +136,7 @@ class RunState:
         for state in self.clients.values():
             if state.directory is None and checkpoint.directory is not None:
                 state.locate(checkpoint.directory / "client_state")
-        self.accuracies = [*checkpoint.accuracies]
+        self.scores = [*checkpoint.scores]
         server.vector.copy_(checkpoint.vector)
         server.state = checkpoint.state
         server.round = checkpoint.round

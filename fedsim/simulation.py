@@ -6,7 +6,7 @@ for metrics in simulation.rounds():
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,12 @@ from fedsim.devices import Devices
 from fedsim.examine import Examiner, Examines
 from fedsim.initial_model import ModelFactory, build_model, draw_model
 from fedsim.memory import free_memory_bytes, give_back_memory
+from fedsim.objective import Objective
 from fedsim.parts import make_server, make_uplink, poisoned, refuse_kinds, refuse_misfits, tell_biases
 from fedsim.robust import Aggregator, mean
 from fedsim.run_state import RunState, named_parts
 from fedsim.sampling import Population, Sampler, uniform
+from fedsim.score import score
 from fedsim.server import Metrics, Server, rounds
 from fedsim.train.base import Trainer
 from fedsim.train.calibrate import Auto
@@ -52,6 +54,7 @@ class Simulation:
         dataset: samples and their owners; a partition must have been applied.
         model: a factory, called as model(input_shape, num_classes) under the run's seed, or a module, which is
             taken over (its parameters become views into the shared vector).
+        objective: what is minimised and measured; None: what the dataset is for.
         algorithm: None is FedAvg.
         local: what a client does.
         server: rounds, cohort size, how often to evaluate.
@@ -80,6 +83,7 @@ class Simulation:
         dataset: FederatedDataset,
         model: nn.Module | ModelFactory,
         *,
+        objective: Objective | None = None,
         algorithm: Algorithm | None = None,
         local: LocalConfig = LocalConfig(),  # noqa: B008 (frozen)
         server: ServerConfig = ServerConfig(),  # noqa: B008
@@ -99,7 +103,7 @@ class Simulation:
         algorithm = algorithm or fedavg()
         refuse_kinds(algorithm, local, server, aggregator, transforms)
         refuse_misfits(algorithm, server, sampler, elsewhere=transport is not None, timed=devices is not None)
-        dataset = poisoned(dataset, attack, seed)
+        dataset = poisoned(dataset if objective is None else replace(dataset, objective=objective), attack, seed)
         self.dataset, self.config, self.seed, self.algorithm, self.local = dataset, server, seed, algorithm, local
         self.model = build_model(dataset, model, seed=seed, device=device)
         self.examiner = examiner or Examiner(dataset, self.model, evaluate, seed=seed)
@@ -112,7 +116,7 @@ class Simulation:
         self.uplink = make_uplink(
             self.model, algorithm, server, drawn, dataset.num_clients, aggregator, transforms, attack, seed
         )
-        self._named = named_parts(algorithm, self.model.module, aggregator, transforms, attack)
+        self._named = named_parts(dataset.objective, algorithm, self.model.module, aggregator, transforms, attack)
         tell_biases(algorithm, self.uplink, sampler)
         self.training = Training(
             dataset=dataset,
@@ -160,6 +164,8 @@ class Simulation:
         self.run_state.limit()
         if self.examiner.test is None and server.stops_early:
             raise ValueError(f"server.stop_at_accuracy and server.patience need a test set; {dataset.name} has none")
+        if server.stop_at_accuracy is not None and "accuracy" not in dataset.objective.metrics:
+            raise ValueError(f"server.stop_at_accuracy: the objective {dataset.objective.name} measures no accuracy")
         self.stopped: str | None = None  # what ended the run, if not its number of rounds
         self._alone = transport is None
         self.transport: Transport = self.own if transport is None else transport(self)
@@ -215,7 +221,7 @@ class Simulation:
 
     def rounds(self) -> Iterator[Metrics]:
         """Run to the last round, or until the stop rule ends it, yielding each round's metrics."""
-        self.stopped = self.config.stop(self.run_state.accuracies)
+        self.stopped = self.config.stop(self.run_state.scores)
         if self.stopped is None:
             for metrics in rounds(self.server, self.config, self._look):
                 yield metrics
@@ -225,15 +231,17 @@ class Simulation:
     def _look(self, last: bool) -> Metrics:
         """An evaluation that is due. One that would end the run is repeated as its last: what holds there counts."""
         metrics = self.evaluate(whole=last)
-        if self.config.stops_early and "test_accuracy" in metrics:
-            if not last and self.config.stop([*self.run_state.accuracies, metrics["test_accuracy"]]):
+        if self.config.stops_early and (found := score(metrics)) is not None:
+            if not last and self.config.stop([*self.run_state.scores, found]):
                 metrics = self.evaluate()
-            self.run_state.accuracies.append(metrics["test_accuracy"])
-            self.stopped = self.config.stop(self.run_state.accuracies)
+                found = score(metrics)
+                assert found is not None, "it was measured a moment ago"
+            self.run_state.scores.append(found)
+            self.stopped = self.config.stop(self.run_state.scores)
         return metrics
 
     def evaluate(self, *, whole: bool = True) -> Metrics:
-        """test_loss and test_accuracy of the global model; {} without a test set.
+        """test_loss, test_accuracy and what else the objective measures of the global model; {} without a test set.
 
         Args:
             whole: all test samples of `evaluate.max_clients`, else those of `evaluate.max_samples`.

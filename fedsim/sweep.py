@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedsim.config import CheckpointConfig, ServerConfig
 from fedsim.files import CHECKPOINT, holds_run
+from fedsim.score import scores
 from fedsim.tracking.readback import read_metrics
 from fedsim.tracking.terminal import drawn
 
@@ -61,8 +62,7 @@ def finished(directory: Path, server: ServerConfig) -> dict[str, Any] | None:
     if not file.exists():
         return None
     summary = json.loads(file.read_text(encoding="utf-8"))
-    accuracies = [row["test_accuracy"] for row in read_metrics(directory) if "test_accuracy" in row]
-    early = server.stop(accuracies) is not None
+    early = server.stop(scores(read_metrics(directory))) is not None
     return summary if early or summary["rounds"] >= server.num_rounds else None
 
 

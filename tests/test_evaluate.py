@@ -16,7 +16,7 @@ from fedsim.config import EvaluateConfig, ServerConfig
 from fedsim.data.federated import FederatedDataset, Split
 from fedsim.evaluate import Evaluator, spread
 from fedsim.models import convnet2, logistic
-from fedsim.objective import IGNORED, correct, cross_entropy
+from fedsim.objective import IGNORED, class_losses, correct
 from fedsim.simulation import Simulation
 from fedsim.train.serial import SerialTrainer
 from fedsim.vector import FlatModel
@@ -33,7 +33,7 @@ def test_per_client_equals_a_loop_over_clients(make_dataset, order):
     model = FlatModel(convnet2((1, 8, 8), 4, hidden_size=8))
     vector = model.vector + 0.1
     evaluator = Evaluator(dataset, split, model)
-    frame = evaluator.per_client(*evaluator.per_sample(vector))
+    frame = evaluator.per_client(evaluator.per_sample(vector))
     assert frame["client"].tolist() == ["client_0", "client_2", "client_3", "client_4"]
     model.load(vector)
     model.module.eval()
@@ -61,7 +61,7 @@ def test_sequences_count_by_place():
     targets = torch.tensor([[1, 2], [2, 2]])
     assert correct(outputs, targets).tolist() == [0.5, 1.0]
     expected = nn.functional.cross_entropy(outputs, targets)
-    torch.testing.assert_close(cross_entropy(outputs, targets).mean(), expected)
+    torch.testing.assert_close(class_losses(outputs, targets).mean(), expected)
 
 
 def sequences(targets, **more):
@@ -83,7 +83,7 @@ def sequences(targets, **more):
 
 def test_a_client_without_anything_to_predict_has_loss_0():
     evaluator = sequences([[1, 1], [IGNORED, IGNORED], [0, IGNORED]], offsets=np.arange(4))
-    frame = evaluator.per_client(*evaluator.per_sample(evaluator.model.vector))
+    frame = evaluator.per_client(evaluator.per_sample(evaluator.model.vector))
     assert frame["accuracy"].tolist() == [1, 0, 0]
     assert frame["loss"].tolist() == pytest.approx([np.log1p(np.exp(-1)), 0, np.log1p(np.exp(1))])
     assert evaluator.mean(np.zeros(1), np.array([1])) == 0

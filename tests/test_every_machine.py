@@ -22,9 +22,9 @@ from fedsim.cli import conf_dir
 from fedsim.config import LocalConfig
 from fedsim.data import partition as p
 from fedsim.data import synthetic
-from fedsim.data.arrays import hold_out
 from fedsim.data.federated import FederatedDataset, Split
 from fedsim.data.femnist import femnist
+from fedsim.data.held_out import hold_out
 from fedsim.data.leaf_sample import Selection, sample_iid, sample_niid, split_samples, split_users
 from fedsim.data.shakespeare import shakespeare
 from fedsim.rng import counter_hash

@@ -97,7 +97,7 @@ def test_a_run_refuses_targets_that_are_no_classes_in_any_split(make_dataset, dt
     dataset = make_dataset([9] * 10)
     for name in ("train", "test"):
         split = replace(dataset.train, targets=dataset.train.targets.to(dtype))
-        with pytest.raises(ValueError, match=f"a run learns classes, numbered in int64, not {dtype}"):
+        with pytest.raises(ValueError, match=f"learns classes, numbered in int64, but the targets are {dtype}: turn"):
             fedsim.Simulation(replace(dataset, **{name: split}), logistic, device="cpu")
 
 

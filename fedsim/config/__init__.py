@@ -36,7 +36,7 @@ __all__ = [
 class Config:
     """A whole run, as composed from conf/. The dictionaries are `_target_` factories with their arguments.
     `transforms` has one of them for each name, in the order in which they change an update; no `attack` and no
-    `devices` is none.
+    `devices` is none, and no `objective` is what the data are for.
 
     Attributes:
         name: of the experiment; part of the run directory's path.
@@ -52,6 +52,7 @@ class Config:
     data: dict[str, Any] = field(default_factory=dict)
     partition: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
+    objective: dict[str, Any] = field(default_factory=dict)
     algorithm: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
     sampler: dict[str, Any] = field(default_factory=dict)

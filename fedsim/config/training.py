@@ -151,7 +151,8 @@ class ServerConfig:
         group_rounds: rounds of a group among itself before each global round; 1: plain rounds, without groups.
         schedule: of the server's learning rate: a factor on how far a round moves the global parameters.
         stop_at_accuracy: end the run once the test accuracy, in [0, 1], is this high; None: go on.
-        patience: end the run after this many evaluations without a better test accuracy; None: go on.
+        patience: end the run after this many evaluations without a better test accuracy (a lower test loss, where no
+            accuracy is measured); None: go on.
     """
 
     num_rounds: int = 100
@@ -197,12 +198,13 @@ class ServerConfig:
         """Whether the run may end before its last round."""
         return self.stop_at_accuracy is not None or self.patience is not None
 
-    def stop(self, accuracies: Sequence[float]) -> str | None:
-        """Why a run ends after evaluations with these test accuracies: "target", "patience", or None: it goes on."""
-        if self.stop_at_accuracy is not None and accuracies and accuracies[-1] >= self.stop_at_accuracy:
+    def stop(self, scores: Sequence[float]) -> str | None:
+        """Why a run ends after evaluations with these scores (test accuracies, or minus test losses where there are
+        none): "target", "patience", or None: it goes on."""
+        if self.stop_at_accuracy is not None and scores and scores[-1] >= self.stop_at_accuracy:
             return "target"
-        if self.patience is not None and len(accuracies) > self.patience:
-            best = max(accuracies)
-            if len(accuracies) - 1 - accuracies.index(best) >= self.patience:
+        if self.patience is not None and len(scores) > self.patience:
+            best = max(scores)
+            if len(scores) - 1 - scores.index(best) >= self.patience:
                 return "patience"
         return None

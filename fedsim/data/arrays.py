@@ -1,11 +1,12 @@
-"""A user's own arrays as a federated dataset, and what other readers share with that: owners, labels, held-out samples.
+"""A user's own arrays as a federated dataset, and what other readers share with that: owners, labels.
 
 Everything is checked here, once, in whole arrays: lengths, shapes, labels, numbers that are not finite.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from fedsim.data.deal.base import offsets_of
 from fedsim.data.federated import FederatedDataset, Split, identity, unit_floats
-from fedsim.rng import counter_hash
+from fedsim.objective import Objective, cross_entropy
 
 _PIECE = 1 << 26  # bytes of inputs that are checked at once
 
@@ -26,6 +27,7 @@ def from_arrays(
     test: Sequence[Any] | None = None,
     name: str = "arrays",
     num_classes: int | None = None,
+    objective: Objective | None = None,
     preprocess: Callable[[Tensor], Tensor] | None = None,
     source: str = "memory",
     notes: tuple[str, ...] = (),
@@ -35,12 +37,15 @@ def from_arrays(
     Args:
         inputs: (N, ...) finite numbers. float64 becomes float32; everything else stays as it is, bytes and memory maps
             included.
-        targets: (N,) whole numbers from 0, or (N, ...) for sequences.
+        targets: (N,) whole numbers from 0, or (N, ...) for sequences; for an objective that learns numbers (N,) or
+            (N, ...) of them, and for one that learns labels (N, L) zeros and ones.
         clients: (N,) the owner of each sample, by number or name; None: nobody owns them, and a partition deals them.
         test: (inputs, targets) for a central test set, or (inputs, targets, clients) for samples that stay with
             clients of the training set; None for no test set.
         name: the dataset's name.
-        num_classes: size of the model's output; None: one more than the largest target.
+        num_classes: size of the model's output; None: one more than the largest target, or as many as a target has
+            numbers or labels.
+        objective: what is learned from them, for example `fedsim.objective.squared_error()`; None: classes.
         preprocess: batched, from storage to the model's input; None divides bytes by 255 and leaves floats alone.
         source: where the samples came from.
         notes: warnings for the log.
@@ -49,22 +54,30 @@ def from_arrays(
         Clients in ascending order of their number or name, each with its samples in the order given.
 
     Raises:
-        ValueError: lengths differ, rows are ragged, a number is not finite, a target is no class, or a test sample
-            belongs to a client without training samples.
+        ValueError: lengths differ, rows are ragged, a number is not finite, a target is no class (number, label), or a
+            test sample belongs to a client without training samples.
     """
-    train_inputs, train_targets = _checked(inputs, targets, "")
+    objective = objective or cross_entropy()
+    train_inputs, train_targets = _checked(inputs, targets, "", objective)
     parts = None
     if test is not None:
         if len(test) not in (2, 3):
             raise ValueError(f"test has {len(test)} arrays: give (inputs, targets) or (inputs, targets, clients)")
-        parts = _checked(test[0], test[1], "test ")
+        parts = _checked(test[0], test[1], "test ", objective)
         if parts[0].shape[1:] != train_inputs.shape[1:] or parts[0].dtype != train_inputs.dtype:
             raise ValueError(
                 f"test samples are {parts[0].shape[1:]} {parts[0].dtype}, training samples {train_inputs.shape[1:]} "
                 f"{train_inputs.dtype}: make them alike"
             )
-    found = 1 + int(max(part.max(initial=0) for part in (train_targets, *(parts or ())[1:])))
-    if num_classes is not None and found > num_classes:
+        if objective.targets != "classes" and parts[1].shape[1:] != train_targets.shape[1:]:
+            raise ValueError(
+                f"test targets are {parts[1].shape[1:]}, training targets {train_targets.shape[1:]}: make them alike"
+            )
+    if objective.targets == "classes":
+        found = 1 + int(max(part.max(initial=0) for part in (train_targets, *(parts or ())[1:])))
+    else:
+        found = math.prod(train_targets.shape[1:])
+    if num_classes is not None and found > num_classes and objective.targets == "classes":
         raise ValueError(f"a target is {found - 1}, which is no class of {num_classes}: classes count from 0")
     offsets = order = names = test_offsets = test_order = None
     if clients is not None:
@@ -86,6 +99,7 @@ def from_arrays(
         client_ids=() if names is None else [str(client) for client in names],
         num_classes=found if num_classes is None else num_classes,
         preprocess=preprocess,
+        objective=objective,
         source=source,
         notes=notes,
     )
@@ -108,11 +122,11 @@ def from_clients(clients: _Clients, test_clients: _Clients | None = None, **opti
     if test_clients is not None:
         if "test" in options:
             raise ValueError("held-out samples come from test or from test_clients: give one of them")
-        options["test"] = _joined(test_clients, "test ")
-    return from_arrays(*_joined(clients, ""), **options)
+        options["test"] = _joined(test_clients, "test ", options.get("objective"))
+    return from_arrays(*_joined(clients, "", options.get("objective")), **options)
 
 
-def _joined(clients: _Clients, which: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _joined(clients: _Clients, which: str, objective: Objective | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Inputs, targets and owners of all samples, client after client."""
     named = clients if isinstance(clients, Mapping) else dict(enumerate(clients))
     if not named:
@@ -121,7 +135,7 @@ def _joined(clients: _Clients, which: str) -> tuple[np.ndarray, np.ndarray, np.n
     for name, samples in named.items():
         if not isinstance(samples, tuple | list) or len(samples) != 2:
             raise ValueError(f"{which}client {name} is a {type(samples).__name__}: give (inputs, targets) of each")
-        found = _checked(*samples, f"{which}client {name}'s ")
+        found = _checked(*samples, f"{which}client {name}'s ", objective or cross_entropy())
         kinds = [", ".join(f"{a.shape[1:]} {a.dtype}" for a in pair) for pair in (found, *parts[:1])]
         if kinds[0] != kinds[-1]:
             raise ValueError(
@@ -137,63 +151,6 @@ def _joined(clients: _Clients, which: str) -> tuple[np.ndarray, np.ndarray, np.n
     return inputs, targets, np.repeat(np.array(names), [len(pair[1]) for pair in parts])
 
 
-class Held(NamedTuple):
-    """Which rows are trained on and which are held out, client after client where there are clients.
-
-    Attributes:
-        train: (M,) int64 row numbers.
-        test: (N - M,) int64 row numbers.
-        train_offsets, test_offsets: (C + 1,) int64 bounds of the clients in them; None without clients.
-    """
-
-    train: np.ndarray
-    test: np.ndarray
-    train_offsets: np.ndarray | None
-    test_offsets: np.ndarray | None
-
-
-def hold_out(num_samples: int, owners: np.ndarray | None, fraction: float, seed: int) -> Held:
-    """Hold out a random share of each client's samples, or of all where nobody owns them.
-
-    Args:
-        num_samples: N.
-        owners: (N,) int64 numbers of the samples' clients, each of 0 ... C - 1 at least once; None: nobody owns them.
-        fraction: the share, in [0, 1), rounded for each client; at least one sample is kept and, where there are two
-            and the fraction is not 0, at least one held out.
-        seed: of the draw; what is drawn of a client depends on its number and size alone.
-
-    Raises:
-        ValueError: the fraction is out of range.
-    """
-    check_fraction(fraction)
-    numbers = np.zeros(num_samples, dtype=np.int64) if owners is None else owners
-    sizes = np.bincount(numbers)
-    held = held_out_sizes(sizes, fraction)
-    starts = np.cumsum(sizes) - sizes
-    by_owner = np.argsort(numbers, kind="stable")
-    place = np.arange(num_samples) - np.repeat(starts, sizes)  # of a sample in its client, in the order of `by_owner`
-    hashes = counter_hash(seed, "hold_out", numbers[by_owner], place)
-    shuffled = by_owner[np.lexsort((hashes, numbers[by_owner]))]
-    is_test = np.zeros(num_samples, dtype=bool)
-    is_test[shuffled[place < np.repeat(held, sizes)]] = True
-    train, test = by_owner[~is_test[by_owner]], by_owner[is_test[by_owner]]
-    if owners is None:
-        return Held(train, test, None, None)
-    return Held(train, test, offsets_of(sizes - held), offsets_of(held))
-
-
-def held_out_sizes(sizes: np.ndarray, fraction: float) -> np.ndarray:
-    """(C,) int64: how many of (C,) samples are held out at a share in [0, 1); see `hold_out`."""
-    least = np.minimum(1, sizes - 1) if fraction else np.zeros_like(sizes)
-    return np.clip(np.rint(sizes * fraction).astype(np.int64), least, sizes - 1)
-
-
-def check_fraction(fraction: float) -> None:
-    """Raises ValueError where a share of held-out samples is not in [0, 1)."""
-    if not 0 <= fraction < 1:
-        raise ValueError(f"data.test_fraction is {fraction}: choose a number from 0 up to, but not including, 1")
-
-
 def group(numbers: np.ndarray, num_clients: int) -> tuple[np.ndarray, np.ndarray | None]:
     """Offsets (C + 1,) and order (N,) of samples whose owners are numbered; order is None where they are sorted."""
     offsets = offsets_of(np.bincount(numbers, minlength=num_clients))
@@ -202,8 +159,8 @@ def group(numbers: np.ndarray, num_clients: int) -> tuple[np.ndarray, np.ndarray
     return offsets, np.argsort(numbers, kind="stable")
 
 
-def _checked(inputs: Any, targets: Any, which: str) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs as they are stored and targets as int64; `which` begins the errors' nouns."""
+def _checked(inputs: Any, targets: Any, which: str, objective: Objective) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets as they are stored; `which` begins the errors' nouns."""
     inputs, targets = _array(inputs, f"{which}inputs"), _array(targets, f"{which}targets")
     if inputs.ndim < 2 or not len(inputs):
         raise ValueError(f"{which}inputs have shape {inputs.shape}: give (samples, ...) with at least one sample")
@@ -222,16 +179,45 @@ def _checked(inputs: Any, targets: Any, which: str) -> tuple[np.ndarray, np.ndar
             if not finite.all():
                 row = start + int(np.argmin(finite))
                 raise ValueError(f"{which}sample {row} holds a number that is not a finite float32: repair or drop it")
+    return inputs, _CHECKS[objective.targets](targets, which)
+
+
+def _classes(targets: np.ndarray, which: str) -> np.ndarray:
+    """int64."""
     if targets.dtype.kind == "f" and np.all(np.isfinite(targets)) and np.all(targets == np.rint(targets)):
         targets = targets.astype(np.int64)
     if targets.dtype.kind not in "iub":
         raise ValueError(
             f"{which}targets are of type {targets.dtype} and no whole numbers: "
-            "number the classes from 0, for example with numpy.unique(targets, return_inverse=True)"
+            "number the classes from 0, for example with numpy.unique(targets, return_inverse=True), or learn the "
+            "numbers: objective=fedsim.objective.squared_error()"
         )
     if targets.min(initial=0) < 0:
         raise ValueError(f"a {which}target is {targets.min()}: number the classes from 0")
-    return inputs, targets.astype(np.int64, copy=False)
+    return targets.astype(np.int64, copy=False)
+
+
+def _numbers(targets: np.ndarray, which: str) -> np.ndarray:
+    """float32."""
+    if targets.dtype.kind not in "iufb":
+        raise ValueError(f"{which}targets are of type {targets.dtype}: turn them into numbers first")
+    with np.errstate(over="ignore"):  # what does not fit is found below
+        targets = targets.astype(np.float32, copy=False)
+    finite = np.isfinite(targets).reshape(len(targets), -1).all(1)
+    if not finite.all():
+        row = int(np.argmin(finite))
+        raise ValueError(f"{which}target {row} holds a number that is not a finite float32: repair or drop it")
+    return targets
+
+
+def _labels(targets: np.ndarray, which: str) -> np.ndarray:
+    """uint8."""
+    if targets.dtype.kind not in "iufb" or not np.isin(targets, (0, 1)).all():
+        raise ValueError(f"{which}targets are not all 0 or 1: give one of the two for each label")
+    return targets.astype(np.uint8, copy=False)
+
+
+_CHECKS = {"classes": _classes, "numbers": _numbers, "labels": _labels}
 
 
 def _array(values: Any, what: str) -> np.ndarray:

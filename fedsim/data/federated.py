@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fedsim.data.digest import array_digest
+from fedsim.objective import Objective, cross_entropy
 
 ELSEWHERE = "remote"
 """`FederatedDataset.source` of samples that others hold."""
@@ -27,7 +28,8 @@ class Split:
     Attributes:
         inputs: (N, ...) in compact storage, for example uint8 images (N, channels, height, width) or int32
             tokens; possibly memory-mapped. `FederatedDataset.preprocess` makes them what the model takes.
-        targets: (N,) int64 class indices, or (N, ...) for sequences.
+        targets: (N,) int64 class indices, or (N, ...) for sequences; or what another objective learns, numbers (N, ...)
+            float32 or labels (N, L) of zeros and ones.
         offsets: (C + 1,) int64 bounds of the clients' ranges; None where no client owns the samples
             (a central test set).
         order: (M,) int64 row numbers; client c owns rows `order[offsets[c]:offsets[c + 1]]`. None where the
@@ -119,9 +121,10 @@ class FederatedDataset:
         client_ids: the clients' names, (C,); empty before a partition.
         groups: what each client is part of by nature, (C,), for example the play of a role (LEAF's "hierarchies");
             empty where there is no such thing.
-        num_classes: size of the model's output.
+        num_classes: size of the model's output: classes, or numbers or labels of a target.
         preprocess: batched function on the device, from storage (B, ...) to the model's input (B, ...), float32, or
             int64 for tokens.
+        objective: what is learned from these samples.
         source: where the samples came from, for example "leaf", "glyphs" or "torchvision".
         notes: warnings that belong in the log and in summary.json, for example that a stand-in was used.
     """
@@ -134,6 +137,7 @@ class FederatedDataset:
     groups: Sequence[str] = ()
     num_classes: int
     preprocess: Callable[[Tensor], Tensor] = identity
+    objective: Objective = field(default_factory=cross_entropy)
     source: str = "memory"
     notes: tuple[str, ...] = field(default=())
 

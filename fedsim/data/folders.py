@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fedsim.data.arrays import hold_out
 from fedsim.data.cache import cache_root, key_of, packed
 from fedsim.data.federated import FederatedDataset, Normalise, Split
+from fedsim.data.held_out import hold_out
 from fedsim.data.images import form_of, pack_images
 
 FORMAT = 1  # of the packed arrays: raise it whenever what is packed changes

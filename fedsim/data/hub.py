@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedsim.data.arrays import from_arrays, hold_out
+from fedsim.data.arrays import from_arrays
 from fedsim.data.cache import cache_root, create_array, key_of, packed
 from fedsim.data.federated import FederatedDataset, Normalise
+from fedsim.data.held_out import hold_out
 from fedsim.data.images import Form, decode_all, form_of
 
 FORMAT = 1  # of the packed arrays: raise it whenever what is packed changes

@@ -13,6 +13,7 @@ import torch
 
 from fedsim.data.deal.base import offsets_of
 from fedsim.data.federated import ELSEWHERE, FederatedDataset, Split
+from fedsim.objective import Objective, cross_entropy
 
 _TARGET = "fedsim.data.remote.remote"
 _TOKENS = torch.int64
@@ -35,22 +36,34 @@ def is_remote(data: Mapping[str, Any]) -> bool:
 
 
 def held_elsewhere(
-    names: Sequence[str], sizes: np.ndarray, *, input_shape: Sequence[int], num_classes: int, tokens: bool = False
+    names: Sequence[str],
+    sizes: np.ndarray,
+    *,
+    input_shape: Sequence[int],
+    num_classes: int,
+    tokens: bool = False,
+    objective: Objective | None = None,
 ) -> FederatedDataset:
     """Clients of these names with so many training samples (C,) each, none of which is here.
 
-    All their samples are one row of zeros, which nobody must train on.
+    All their samples are one row of zeros, which nobody must train on. Without an `objective` they learn classes.
     """
+    objective = objective or cross_entropy()
     blank = torch.zeros((1, *input_shape), dtype=_TOKENS if tokens else torch.float32)
     offsets = offsets_of(sizes)
     train = Split(
         inputs=blank,
-        targets=torch.zeros(1, dtype=torch.int64),
+        targets=torch.zeros(1, dtype=torch.float32 if objective.targets == "numbers" else torch.int64),
         offsets=offsets,
         order=np.zeros(int(offsets[-1]), np.int64),
     )
     return FederatedDataset(
-        name="remote", train=train, client_ids=list(names), num_classes=num_classes, source=ELSEWHERE
+        name="remote",
+        train=train,
+        client_ids=list(names),
+        num_classes=num_classes,
+        objective=objective,
+        source=ELSEWHERE,
     )
 
 

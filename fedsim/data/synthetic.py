@@ -16,9 +16,9 @@ from decimal import Decimal
 import numpy as np
 import torch
 
-from fedsim.data.arrays import check_fraction, held_out_sizes
 from fedsim.data.deal.base import offsets_of
 from fedsim.data.federated import FederatedDataset, Split
+from fedsim.data.held_out import check_fraction, held_out_sizes
 from fedsim.rng import stream
 
 # The clients of FCUBE and the signs of (x1, x2, x3) in the octant that each owns together with the opposite one.

@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fedsim.data.arrays import from_arrays, hold_out
+from fedsim.data.arrays import from_arrays
 from fedsim.data.cache import cache_root
 from fedsim.data.federated import FederatedDataset
+from fedsim.data.held_out import hold_out
 from fedsim.files import write_atomically
+from fedsim.objective import binary_cross_entropy, cross_entropy, squared_error
 
 COLLECTION = "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/binary"
+_OBJECTIVES = {"classes": cross_entropy, "numbers": squared_error, "labels": binary_cross_entropy}
 _TIMEOUT = 60  # seconds without an answer
 _MAX_BYTES = 4 << 30
 _MAX_COLUMNS = 1 << 24  # float32 counts exactly up to here
@@ -91,15 +94,23 @@ def rcv1(
 
 
 def libsvm(
-    *, train: str | None = None, test: str | None = None, test_fraction: float = 0.25, seed: int = 0
+    *,
+    train: str | None = None,
+    test: str | None = None,
+    test_fraction: float = 0.25,
+    seed: int = 0,
+    targets: str = "classes",
 ) -> FederatedDataset:
-    """Any table in LIBSVM's format, one label a row: inputs (N, columns) float32, targets (N,) int64.
+    """Any table in LIBSVM's format: inputs (N, columns) float32.
 
     Args:
-        train: the file, possibly .gz or .bz2. Its labels, in ascending order, are the classes 0, 1, ...
+        train: the file, possibly .gz or .bz2.
         test: a file of test rows; None holds out a part of `train`.
         test_fraction: that part, in [0, 1); 0 for no test set.
         seed: of that draw.
+        targets: "classes": the labels, in ascending order, are the classes 0, 1, ...; "numbers": they are numbers, and
+            the objective is the squared error; "labels": a row has any number of them, with commas between, and the
+            objective is the binary cross-entropy of (L,) zeros and ones, in ascending order of the labels.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -107,6 +118,8 @@ def libsvm(
     """
     if train is None:
         raise ValueError("data=libsvm needs data.train=<a file in LIBSVM's format>")
+    if targets not in _OBJECTIVES:
+        raise ValueError(f"data.targets must be {', '.join(_OBJECTIVES)}, got {targets!r}")
     return _read(
         "libsvm",
         _own_file("train", train),
@@ -114,6 +127,7 @@ def libsvm(
         test_fraction=test_fraction,
         seed=seed,
         again="repair it",
+        targets=targets,
     )
 
 
@@ -162,17 +176,19 @@ def _read(
     test_fraction: float = 0.0,
     seed: int = 0,
     again: str,
+    targets: str = "classes",
 ) -> FederatedDataset:
     """`columns`: of the whole set, which a file need not reach; None: as many as the files have."""
-    tables = [_parse(name, file, columns, again) for file in (train, test) if file is not None]
+    tables = [_parse(name, file, columns, again, targets) for file in (train, test) if file is not None]
     num_columns = columns or max(rows.shape[1] for rows, _ in tables)
-    classes = np.unique(tables[0][1])
+    classes = np.unique(_flat(tables[0][1]))
     parts: list[tuple[Any, np.ndarray]] = []
     for file, (rows, labels) in zip((train, test), tables, strict=False):
-        if not np.isin(labels, classes).all():
-            strange = labels[~np.isin(labels, classes)][0]
+        known = np.isin(_flat(labels), classes)
+        if targets != "numbers" and not known.all():
+            strange = _flat(labels)[~known][0]
             raise ValueError(f"{name}: {file} has the label {strange:g}, which no row of {train} has: {again}")
-        parts.append((rows, np.searchsorted(classes, labels)))
+        parts.append((rows, _targets(labels, classes, targets)))
     if test is None:
         held = hold_out(len(parts[0][1]), None, test_fraction, seed)
         parts = [(parts[0][0][rows], parts[0][1][rows]) for rows in (held.train, held.test) if len(rows)]
@@ -182,20 +198,36 @@ def _read(
         *arrays[0],
         test=arrays[1] if len(arrays) > 1 else None,
         name=name,
-        num_classes=len(classes),
+        num_classes=1 if targets == "numbers" else len(classes),
+        objective=_OBJECTIVES[targets](),
         preprocess=preprocess,
         source="libsvm",
     )
 
 
-def _parse(name: str, file: Path, columns: int | None, again: str) -> tuple[Any, np.ndarray]:
-    """A SciPy CSR matrix (N, D) float32 and labels (N,) float64; columns count from 0."""
+def _flat(labels: Any) -> np.ndarray:
+    """All labels of all rows."""
+    return labels if isinstance(labels, np.ndarray) else np.concatenate([np.zeros(0), *map(np.asarray, labels)])
+
+
+def _targets(labels: Any, classes: np.ndarray, kind: str) -> np.ndarray:
+    """(N,), of labels the numbers of their classes; (N, L) uint8 where a row has several."""
+    if kind != "labels":
+        return labels if kind == "numbers" else np.searchsorted(classes, labels)
+    found = np.zeros((len(labels), len(classes)), dtype=np.uint8)
+    rows = np.repeat(np.arange(len(labels)), [len(row) for row in labels])
+    found[rows, np.searchsorted(classes, _flat(labels))] = 1
+    return found
+
+
+def _parse(name: str, file: Path, columns: int | None, again: str, targets: str) -> tuple[Any, Any]:
+    """A SciPy CSR matrix (N, D) float32 and labels, (N,) float64 or N tuples; columns count from 0."""
     try:
         from sklearn.datasets import load_svmlight_file
     except ImportError as error:
         raise ValueError(f"data={name} needs scikit-learn: pip install '.[tabular]' in fedsim's folder") from error
     try:
-        rows, labels = load_svmlight_file(str(file), n_features=columns)[:2]
+        rows, labels = load_svmlight_file(str(file), n_features=columns, multilabel=targets == "labels")[:2]
     except (ValueError, OSError, EOFError) as error:
         raise ValueError(f"{name}: {file} is damaged or not in LIBSVM's format ({_reason(error)}): {again}") from error
     if not rows.shape[0]:

@@ -48,8 +48,9 @@ function groups() {
 }
 
 function worth(group) {
-  const known = group.runs.map((run) => run.values.best_accuracy ?? null).filter((value) => value !== null);
-  return known.length ? spread(known).mean : -1;
+  const of = ({ best_accuracy, best_test_loss }) => best_accuracy ?? (best_test_loss == null ? null : -best_test_loss);
+  const known = group.runs.map((run) => of(run.values)).filter((value) => value !== null);
+  return known.length ? spread(known).mean : -Infinity;
 }
 
 // Mean and spread of a metric over a group's runs. Rounds are compared where they are; on other axes, where no two runs
@@ -160,7 +161,9 @@ function draw() {
     }) : [];
     return { ...look(group), points };
   });
-  chart(at("clients"), clients, { xKind: "share", yKind: "share", xLabel: "test accuracy of a client" });
+  const better = data.judged === "accuracy" ? "right" : "left";
+  chart(at("clients"), clients, { xKind: kind(data.judged), yKind: "share", xLabel: `test ${data.judged} of a client` });
+  at("clients-caption").textContent = `Share of clients whose test ${data.judged} is at most the one below: the further ${better} and the steeper, the better and the fairer.`;
   const sizes = found.map((group) => {
     const run = group.runs.find((run) => run.partition !== null);
     const points = !run ? [] : data.partitions[run.partition].sizes.map((x, i, all) => {

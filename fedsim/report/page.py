@@ -31,8 +31,10 @@ _LEVELS = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz012
 # Column of `frame` -> heading and kind, which decides how a number is written (here and in page.js).
 COLUMNS = {
     "best_accuracy": ("best accuracy", "share"),
+    "best_test_loss": ("best test loss", "loss"),
     "best_round": ("in round", "count"),
     "final_accuracy": ("final accuracy", "share"),
+    "final_test_loss": ("final test loss", "loss"),
     "round_to_target": ("rounds to target", "count"),
     "virtual_seconds_to_target": ("virtual time to target", "seconds"),
     "bytes_to_target": ("bytes to target", "bytes"),
@@ -61,6 +63,8 @@ def page(
     by = grouping(recorded) if by is None else list(by)
     keys = [key for key in differing if key in by or key in grouping(recorded) or key == "seed"]
     columns = {name: about for name, about in COLUMNS.items() if name in table}
+    by_loss = not any(run.clients is not None and "accuracy" in run.clients for run in recorded)
+    judged = "loss" if by_loss else "accuracy"
     most_points = int(np.clip(_MOST_POINTS_IN_ALL // len(recorded), 60, _MOST_POINTS))
     kept = [None if run.partition is None else json.dumps(run.partition) for run in recorded]
     partitions = {text: index for index, text in enumerate(dict.fromkeys(text for text in kept if text is not None))}
@@ -69,11 +73,15 @@ def page(
         "by": by,
         "target": target,
         "columns": columns,
+        "judged": judged,
         "metrics": _metrics(recorded),
         "axes": [name for name in AXES if any(axis(run.metrics, name) is not None for run in recorded)],
         "partitions": [_partition(json.loads(text)) for text in partitions],
         "runs": [
-            {**_run(run, row, keys, columns, most_points), "partition": None if text is None else partitions[text]}
+            {
+                **_run(run, row, keys, columns, most_points, judged),
+                "partition": None if text is None else partitions[text],
+            }
             for run, (_, row), text in zip(recorded, table.iterrows(), kept, strict=True)
         ],
     }
@@ -122,7 +130,7 @@ def _metrics(recorded: Sequence[RecordedRun]) -> list[str]:
 
 
 def _run(
-    run: RecordedRun, row: pd.Series, keys: Sequence[str], columns: dict[str, Any], most_points: int
+    run: RecordedRun, row: pd.Series, keys: Sequence[str], columns: dict[str, Any], most_points: int, judged: str
 ) -> dict[str, Any]:
     axes = {name: spent for name in AXES if (spent := axis(run.metrics, name)) is not None}
     shown: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # metric -> its rows, thinned; its values there
@@ -137,14 +145,14 @@ def _run(
         name: {"y": _numbers(values), "at": None if len(rows) == len(kept) else np.searchsorted(kept, rows).tolist()}
         for name, (rows, values) in shown.items()
     }
-    clients = None if run.clients is None else np.quantile(np.asarray(run.clients["accuracy"]), _QUANTILES)
+    clients = None if run.clients is None or judged not in run.clients else np.asarray(run.clients[judged])
     return {
         "name": run.name,
         "settings": [None if (value := run.config.get(key)) is None else str(value) for key in keys],
         "values": {name: _number(row[name]) for name in columns},
         "axes": {name: _numbers(spent[kept]) for name, spent in axes.items()},
         "curves": curves,
-        "clients": None if clients is None else _numbers(clients),
+        "clients": None if clients is None else _numbers(np.quantile(clients, _QUANTILES)),
     }
 
 

@@ -66,7 +66,7 @@ def _row(run: RecordedRun, target: float | None) -> dict[str, float | bool | str
     metrics = run.metrics
     row: dict[str, float | bool | str] = {"finished": run.finished, "rounds": int(column(metrics, "round")[-1])}
     row["train_loss"] = float(column(metrics, "train_loss")[-1])
-    accuracy = column(metrics, "test_accuracy")
+    accuracy, loss = column(metrics, "test_accuracy"), column(metrics, "test_loss")
     evaluated = np.flatnonzero(~np.isnan(accuracy))
     if len(evaluated):
         best = evaluated[np.argmax(accuracy[evaluated])]
@@ -76,9 +76,15 @@ def _row(run: RecordedRun, target: float | None) -> dict[str, float | bool | str
         for name in AXES if target is not None else ():
             if (spent := axis(metrics, name)) is not None:
                 row[f"{name}_to_target"] = float(spent[reached[0]]) if len(reached) else math.nan
+    elif not np.isnan(loss).all():
+        row["final_test_loss"] = float(loss[~np.isnan(loss)][-1])
+        row["best_test_loss"], row["best_round"] = (
+            float(np.nanmin(loss)),
+            int(column(metrics, "round")[np.nanargmin(loss)]),
+        )
     row["seconds_a_round"] = float(np.median(column(metrics, "seconds")))
     row["peak_memory_bytes"] = float(np.max(column(metrics, "peak_memory_bytes")))
-    if run.clients is not None:
+    if run.clients is not None and "accuracy" in run.clients:
         clients = np.asarray(run.clients["accuracy"], dtype=np.float64)
         for q in (10, 50, 90):
             row[f"client_accuracy_p{q}"] = float(np.quantile(clients, q / 100))

@@ -13,14 +13,17 @@ from fedsim.report.tables import column, frame, settings
 from fedsim.tracking.terminal import Column, Table
 
 _MOST_ROWS = 30
+_STAY = ("best_accuracy", "best_test_loss")  # however narrow the terminal is
 _DASH = "-"
 # Column of `frame` -> heading and kind, as in the page; a loss has three decimals, as in the lines of a run.
 _OF_JOBS = {
-    "best_accuracy": ("best", "share"), "final_accuracy": ("final", "share"), "train_loss": ("train loss", "loss"),
-    "rounds": ("rounds", "count"), "seconds_a_round": ("a round", "seconds"),
+    "best_accuracy": ("best", "share"), "final_accuracy": ("final", "share"),
+    "best_test_loss": ("best test loss", "loss"), "final_test_loss": ("final", "loss"),
+    "train_loss": ("train loss", "loss"), "rounds": ("rounds", "count"), "seconds_a_round": ("a round", "seconds"),
 }  # fmt: skip
 _OF_GROUPS = {
     "best_accuracy": ("best accuracy", "share"), "final_accuracy": ("final accuracy", "share"),
+    "best_test_loss": ("best test loss", "loss"), "final_test_loss": ("final test loss", "loss"),
     "round_to_target": ("rounds to target", "count"), "seconds_a_round": ("a round", "seconds"),
 }  # fmt: skip
 
@@ -29,13 +32,13 @@ def jobs(directories: Sequence[Path]) -> Table:
     """A line a run: the settings in which they differ, and what came of them; of more than 30 runs the best."""
     figures = frame(runs(directories))
     keys = settings(figures)
-    shown, best = _ranked(column(figures, "best_accuracy"))
+    shown, best = _ranked(figures)
     columns = [Column("job", [str(figures.index[row]) for row in shown])]
     columns += [_settings(head, figures[key].iloc[shown]) for head, key in zip(short(keys), keys, strict=True)]
     for name, (head, kind) in _OF_JOBS.items():
         if name in figures:
             cells = [_figure(value, kind) for value in figures[name].iloc[shown]]
-            columns.append(Column(head, cells, right=True, stays=name == "best_accuracy"))
+            columns.append(Column(head, cells, right=True, stays=name in _STAY))
     return Table(columns, best, _left_out(len(shown), len(figures), "runs"))
 
 
@@ -48,7 +51,7 @@ def grouped(groups: pd.DataFrame, by: Sequence[str], target: float | None) -> Ta
         by: the settings that make the groups.
         target: test accuracy whose cost is counted, for the heading.
     """
-    shown, best = _ranked(column(groups.xs("mean", axis=1, level=1), "best_accuracy"))
+    shown, best = _ranked(groups.xs("mean", axis=1, level=1))
     columns = []
     for level, head in enumerate(short(by)):
         columns.append(_settings(head, groups.index.get_level_values(level).to_series().iloc[shown]))
@@ -64,16 +67,18 @@ def grouped(groups: pd.DataFrame, by: Sequence[str], target: float | None) -> Ta
         if name == "round_to_target":
             of = zip(groups["reached", "count"].iloc[shown], groups["runs", "count"].iloc[shown], strict=True)
             cells = [f"{cell} ({n} of {m})" if 0 < n < m else cell for cell, (n, m) in zip(cells, of, strict=True)]
-        columns.append(Column(head, cells, right=True, stays=name == "best_accuracy"))
+        columns.append(Column(head, cells, right=True, stays=name in _STAY))
     return Table(columns, best, _left_out(len(shown), len(groups), "groups"))
 
 
-def _ranked(accuracies: np.ndarray) -> tuple[list[int], list[int]]:
+def _ranked(figures: pd.DataFrame) -> tuple[list[int], list[int]]:
     """The rows to show, the best first where there are too many for all; and which of these are the best."""
-    values = np.nan_to_num(accuracies, nan=-1.0)
+    accuracies, losses = column(figures, "best_accuracy"), column(figures, "best_test_loss")
+    values = np.where(np.isnan(accuracies), -losses, accuracies)
+    values = np.where(np.isnan(values), -np.inf, values)
     order = np.argsort(-values, kind="stable") if len(values) > _MOST_ROWS else np.arange(len(values))
     shown = order[:_MOST_ROWS].tolist()
-    best = [place for place, row in enumerate(shown) if values[row] == values.max() >= 0]
+    best = [place for place, row in enumerate(shown) if values[row] == values.max() > -np.inf]
     return shown, best if len(best) < len(values) else []
 
 

@@ -12,16 +12,19 @@ def outcome(summary: Mapping[str, Any]) -> dict[str, str]:
     final, best, clients = (summary.get(part, {}) for part in ("final", "best", "clients"))
     lines: dict[str, str] = {}
     if "test_accuracy" in final:
-        lines["test accuracy"] = f"{final['test_accuracy']:.1%}, loss {final['test_loss']:.3f}"
+        lines["test accuracy"] = _test(final)
+    elif "test_loss" in final:
+        lines["test loss"] = _test(final)
     if best:
-        lines["best"] = f"{best['test_accuracy']:.1%}, loss {best['test_loss']:.3f}, in round {best['round']:,}"
+        lines["best"] = f"{_test(best)}, in round {best['round']:,}"
     lines["training loss"] = f"{final['train_loss']:.3f}"
     if clients:
-        percentiles = (clients[f"client_accuracy_p{q}"] for q in (10, 50, 90))
+        name, form = ("accuracy", ".1%") if "client_accuracy_p50" in clients else ("loss", ".3f")
+        percentiles = " / ".join(f"{clients[f'client_{name}_p{q}']:{form}}" for q in (10, 50, 90))
         of = "" if clients["split"] == "test" else f", on their {clients['split']} samples"
-        lines["clients"] = "accuracy {:.1%} / {:.1%} / {:.1%} (10th, 50th, 90th percentile".format(*percentiles)
+        lines["clients"] = f"{name} {percentiles} (10th, 50th, 90th percentile"
         few = f" of {clients['evaluated']:,} clients" if clients["evaluated"] < summary["num_clients"] else ""
-        lines["clients"] += f"{few}; worst {clients['client_accuracy_worst']:.1%}{of})"
+        lines["clients"] += f"{few}; worst {clients[f'client_{name}_worst']:{form}}{of})"
     lines["time"] = f"{duration(summary['seconds_per_round_median'])} a round (median); "
     lines["time"] += f"{duration(summary['seconds_training'])} training, "
     lines["time"] += f"{duration(summary['seconds_evaluating'])} evaluating"
@@ -35,6 +38,17 @@ def outcome(summary: Mapping[str, Any]) -> dict[str, str]:
     if sent:
         lines["sent"] = ", ".join(sent)
     return lines
+
+
+def _test(figures: Mapping[str, Any]) -> str:
+    """69.7%, loss 1.021, top 5 accuracy 91.2%; without an accuracy the loss comes first, and alone."""
+    parts = [f"{figures['test_accuracy']:.1%}, loss"] if "test_accuracy" in figures else []
+    parts = [" ".join([*parts, f"{figures['test_loss']:.3f}"])]
+    for name, value in figures.items():
+        if name.startswith("test_") and name not in ("test_accuracy", "test_loss"):
+            word = name.removeprefix("test_")
+            parts.append(f"{word.replace('_', ' ')} {format(value, '.1%' if word.endswith('accuracy') else '.4g')}")
+    return ", ".join(parts)
 
 
 def size(num_bytes: float) -> str:

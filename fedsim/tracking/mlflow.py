@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from fedsim.tracking.readback import flat
-from fedsim.tracking.sinks import Run
+from fedsim.tracking.sinks import Run, figures
 
 _QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 _PARAMETERS_A_CALL = 100  # MLflow's limit
@@ -81,7 +81,7 @@ class MLflow:
         self._batch({f"{name}.q{100 * q:02.0f}": value for q, value in zip(_QUANTILES, found, strict=True)}, step)
 
     def clients(self, clients: pd.DataFrame) -> None:
-        for name in ("accuracy", "loss"):
+        for name in figures(clients):
             self._quantiles(f"clients.{name}", clients[name], self.round)
 
     def finish(self, summary: dict[str, Any], files: Sequence[Path]) -> None:

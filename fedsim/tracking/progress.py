@@ -39,13 +39,15 @@ class Progress:
         self.shown["loss"] = f"{metrics['train_loss']:.3f}"
         if "test_accuracy" in metrics:
             self.shown["accuracy"] = f"{metrics['test_accuracy']:.1%}"
+        elif "test_loss" in metrics:
+            self.shown["test"] = f"{metrics['test_loss']:.3f}"
         self.shown["clients/s"] = f"{metrics['clients'] / metrics['seconds']:.3g}"
         self.shown["memory"] = f"{metrics['peak_memory_bytes'] / 2**30:.2f} GiB"
         if self.enabled:
             self._tell_what_fits()
         self.bar.update()
         now = time.monotonic()
-        if not self.enabled and ("test_accuracy" in metrics or now - self.told > _SILENCE_SECONDS):
+        if not self.enabled and ("test_loss" in metrics or now - self.told > _SILENCE_SECONDS):
             self.told = now
             log.info(self._sentence(metrics, now - self.begin))
 
@@ -66,6 +68,8 @@ class Progress:
         text += f"{duration(metrics['seconds'])} to a loss of {metrics['train_loss']:.3f}"
         if "test_accuracy" in metrics:
             text += f"; test accuracy {metrics['test_accuracy']:.1%}, loss {metrics['test_loss']:.3f}"
+        elif "test_loss" in metrics:
+            text += f"; test loss {metrics['test_loss']:.3f}"
         left = elapsed / (round - self.done) * (self.num_rounds - round)
         return f"{text}; about {duration(left, guess=True)} left" if left >= 1 else text
 

@@ -61,7 +61,7 @@ class Sink(Protocol):
         ...
 
     def clients(self, clients: pd.DataFrame) -> None:
-        """The final model on every client: client, split, samples, loss, accuracy."""
+        """The final model on every client: client, split, samples, and `figures`: loss, accuracy and so on."""
         ...
 
     def finish(self, summary: dict[str, Any], files: Sequence[Path]) -> None:
@@ -135,6 +135,11 @@ class Sinks:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close("finished" if kind is None else "stopped" if kind is KeyboardInterrupt else "failed")
+
+
+def figures(clients: pd.DataFrame) -> list[str]:
+    """The columns that tell how well each client is served: loss, accuracy and what else was measured."""
+    return [name for name in clients.columns if name not in ("client", "split", "samples")]
 
 
 def system_memory(device: torch.device) -> dict[str, float]:

@@ -3,10 +3,13 @@
 import hashlib
 import json
 import platform
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
+
+from fedsim.score import score, scores
 
 
 def config_hash(comparable: dict[str, Any]) -> str:
@@ -16,11 +19,11 @@ def config_hash(comparable: dict[str, Any]) -> str:
 
 def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Final and best metrics, and time and memory, from the rows of metrics.jsonl."""
-    evaluated = [row for row in rows if "test_accuracy" in row]
+    evaluated = [row for row in rows if score(row) is not None]
     seconds = [row["seconds"] for row in rows]
     summary: dict[str, Any] = {
         "rounds": rows[-1]["round"],
-        "final": {k: rows[-1][k] for k in ("train_loss", "test_loss", "test_accuracy") if k in rows[-1]},
+        "final": {"train_loss": rows[-1]["train_loss"], **tested(rows[-1])},
         "seconds_per_round_median": float(np.median(seconds)),
         "seconds_per_round_mean": float(np.mean(seconds)),
         "seconds_training": float(np.sum(seconds)),
@@ -34,9 +37,14 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
     if evaluated and (reached := to_accuracy(rows)):
         summary["to_accuracy"] = reached
     if evaluated:
-        best = max(evaluated, key=lambda row: row["test_accuracy"])
-        summary["best"] = {k: best[k] for k in ("round", "test_loss", "test_accuracy")}
+        best = evaluated[int(np.argmax(scores(evaluated)))]
+        summary["best"] = {"round": best["round"], **tested(best)}
     return summary
+
+
+def tested(row: Mapping[str, Any]) -> dict[str, float]:
+    """What a row, or a part of a summary, tells of a test: test_loss, test_accuracy, and what else was measured."""
+    return {name: value for name, value in row.items() if name.startswith("test_")}
 
 
 def to_accuracy(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:

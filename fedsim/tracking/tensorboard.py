@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from fedsim.tracking.readback import flat
-from fedsim.tracking.sinks import Run
+from fedsim.tracking.sinks import Run, figures
 
 
 class TensorBoard:
@@ -38,7 +38,7 @@ class TensorBoard:
                 self.writer.add_scalar(name, value, self.round)
 
     def clients(self, clients: pd.DataFrame) -> None:
-        for name in ("accuracy", "loss"):
+        for name in figures(clients):
             self.writer.add_histogram(f"clients/{name}", clients[name].to_numpy(), self.round)
 
     def finish(self, summary: dict[str, Any], files: Sequence[Path]) -> None:

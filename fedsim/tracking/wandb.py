@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from fedsim.tracking.readback import read_metrics
-from fedsim.tracking.sinks import Run
+from fedsim.tracking.sinks import Run, figures
 
 
 class Wandb:
@@ -61,7 +61,7 @@ class Wandb:
         self.run.log(dict(metrics), step=int(metrics["round"]))
 
     def clients(self, clients: pd.DataFrame) -> None:
-        for name in ("accuracy", "loss"):
+        for name in figures(clients):
             self.run.summary[f"clients/{name}"] = self.histogram(clients[name].tolist())
 
     def finish(self, summary: dict[str, Any], files: Sequence[Path]) -> None:

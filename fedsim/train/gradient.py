@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from fedsim.memory import give_back_memory
-from fedsim.objective import cross_entropy
+from fedsim.objective import PerSample, cross_entropy
 from fedsim.rng import forked_generators
 from fedsim.train.batched import FactoredLinear, batched_twin, norms
 from fedsim.train.precision import autocast, products
@@ -79,6 +79,7 @@ class SlotGradient:
         traced: record the operations once and replay them (`fedsim.train.trace`), which leaves out functorch's
             own overhead.
         precision: of the forward pass (`fedsim.train.precision`).
+        objective: outputs and targets -> (B,) losses.
 
     Raises:
         ValueError: on the first call, for a model that cannot be batched.
@@ -93,7 +94,9 @@ class SlotGradient:
         stochastic: bool,
         traced: bool = True,
         precision: str = "float32",
+        objective: PerSample | None = None,
     ) -> None:
+        self.objective = objective or cross_entropy()
         self.twin = batched_twin(module, factored, first)
         self.layers = {n: m for n, m in self.twin.named_modules() if isinstance(m, FactoredLinear)}
         self.fixed: Named = {n: b for n, b in self.twin.named_buffers() if not b.is_floating_point()}
@@ -128,7 +131,7 @@ class SlotGradient:
         # the attention kernels that are fused have no rule for batching
         with sdpa_kernel(SDPBackend.MATH), autocast(self.precision, x.device):
             outputs = functional_call(self.twin, {**parameters, **buffers, **fixed}, (x,))
-        losses = cross_entropy(outputs, y)
+        losses = self.objective(outputs, y)
         updated = {
             f"{name}.{key}" if name else key: value
             for name, norm in norms(self.twin)

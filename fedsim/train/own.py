@@ -56,7 +56,7 @@ def own_models(
             algorithm,
             memory,
             local,
-            SerialGradient(model),
+            SerialGradient(model, dataset.objective),
             rows=model.vector.view(1, -1),
             broadcast=broadcast,
             plan=plan,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from fedsim.objective import cross_entropy
+from fedsim.objective import PerSample
 from fedsim.train.gradient import SlotGradient, Slots
 from fedsim.train.precision import autocast
 from fedsim.vector import FlatModel
@@ -25,10 +25,16 @@ class RowGradient(Protocol):
 
 
 class SerialGradient:
-    """`RowGradient` of one model, by plain autograd."""
+    """`RowGradient` of one model, by plain autograd.
 
-    def __init__(self, model: FlatModel, precision: str = "float32") -> None:
-        self.model, self.precision = model, precision
+    Args:
+        model: whose layout the row has.
+        objective: outputs and targets -> (B,) losses.
+        precision: of the forward pass.
+    """
+
+    def __init__(self, model: FlatModel, objective: PerSample, precision: str = "float32") -> None:
+        self.model, self.objective, self.precision = model, objective, precision
 
     def __call__(self, rows: Tensor, x: Tensor, y: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         model, size = self.model, self.model.num_parameters
@@ -47,7 +53,7 @@ class SerialGradient:
                 moving = {e.name: buffers[e.start - size : e.stop - size].view(e.shape) for e in model.layout.buffers}
                 with autocast(self.precision, x.device):
                     outputs = functional_call(model.module, {**views, **moving}, (x,))
-            losses = cross_entropy(outputs, y)
+            losses = self.objective(outputs, y)
             gradients = torch.autograd.grad(losses.mean(), parameters, allow_unused=True, materialize_grads=True)
         flat = torch.cat([g.reshape(-1) for g in gradients])
         return losses.detach().sum().view(1), flat.view(1, -1), buffers.view(1, -1)

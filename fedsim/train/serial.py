@@ -83,7 +83,7 @@ class SerialTrainer:
         products = ()
         if plain and model.device.type == "cpu" and precision == "float32":
             products = factorable(model.module, dataset.preprocess(dataset.train.inputs[:1]), _MIN_PRODUCT)
-        step = SerialStep(model, local, precision, products)
+        step = SerialStep(model, local, precision, products, dataset.objective)
         self.plain = step if capture is None else GraphedStep(step, capture)
 
     @property
@@ -125,7 +125,7 @@ class SerialTrainer:
         seats = Seats(plan, np.arange(len(plan.clients)), weights, broadcast.device)
         slots, start = None, broadcast[: layout.size]
         if record.hooked or local.optimizer != "sgd" or self.gradient is not None:
-            gradient = self.gradient or SerialGradient(self.model, self.precision)
+            gradient = self.gradient or SerialGradient(self.model, self.dataset.objective, self.precision)
             rows = self.model.vector.view(1, -1)
             slots = HookedSlots(
                 self.model,

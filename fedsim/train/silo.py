@@ -187,7 +187,7 @@ class _Parts:
     def __init__(self, model: FlatModel, dataset: FederatedDataset, group: Group) -> None:
         self.size, self.group = model.num_parameters, group
         self.data = ResidentSplit(dataset, dataset.train, model.device)
-        self.gradient = SerialGradient(model)
+        self.gradient = SerialGradient(model, dataset.objective)
 
     def own(self, rows: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor | None]:
         """The sums, over this process's samples of a minibatch with these row numbers, of gradients and losses.

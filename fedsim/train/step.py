@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.config import LocalConfig
-from fedsim.data.federated import FederatedDataset
+from fedsim.data.federated import ELSEWHERE, FederatedDataset
 from fedsim.memory import out_of_memory
-from fedsim.objective import cross_entropy
+from fedsim.objective import Objective, PerSample, cross_entropy
 from fedsim.rng import forked_generators, generator_states
 from fedsim.train.precision import autocast
 from fedsim.vector import FlatModel
@@ -102,12 +102,19 @@ class SerialStep:
         precision: of the forward pass.
         products: names of linear layers, each with a weight of its own and called with (B, in), whose gradients are
             not written down (`sgd_product_`). A step that does not call one exactly once writes all of them down.
+        objective: outputs and targets -> (B,) losses; None: cross-entropy.
     """
 
     def __init__(
-        self, model: FlatModel, local: LocalConfig, precision: str = "float32", products: Iterable[str] = ()
+        self,
+        model: FlatModel,
+        local: LocalConfig,
+        precision: str = "float32",
+        products: Iterable[str] = (),
+        objective: PerSample | None = None,
     ) -> None:
         self.model, self.local, self.precision = model, local, precision
+        self.objective = objective or cross_entropy()
         self.parameters: list[Tensor] = [*model.parameters]
         self.momentum = torch.zeros_like(model.vector[: model.num_parameters]) if local.momentum else None
         self.momenta = None
@@ -131,7 +138,7 @@ class SerialStep:
         """One minibatch; returns the mean loss before the step (0-d, on the device)."""
         with _calls(self.layers) as calls, autocast(self.precision, inputs.device):
             outputs = self.model.module(inputs)
-        loss = cross_entropy(outputs, targets).mean()
+        loss = self.objective(outputs, targets).mean()
         if any(len(called) != 1 for called in calls.values()):
             calls.clear()
         rest = [i for i in range(len(self.parameters)) if i not in calls]
@@ -228,10 +235,11 @@ def _try(module: nn.Module, samples: Tensor, dataset: FederatedDataset) -> None:
 
 
 def _refuse_outputs(outputs: object, module: nn.Module, dataset: FederatedDataset) -> None:
-    name, one_each = type(module).__name__, dataset.train.targets.dim() == 1
+    name, targets = type(module).__name__, dataset.train.targets
+    one_each = dataset.objective.targets == "classes" and targets.dim() == 1
     for split in (dataset.train, dataset.test, dataset.validation):
-        if split is not None and split.targets.dtype not in (torch.int64, torch.int32):
-            raise ValueError(f"{dataset.name}: a run learns classes, numbered in int64, not {split.targets.dtype}")
+        if split is not None:
+            dataset.objective.refuse(split.targets, dataset.name)
     if not isinstance(outputs, Tensor):
         raise ValueError(f"{name} must return a tensor of outputs, (B, classes); it returned {type(outputs).__name__}")
     if one_each and outputs.dim() == 2 and outputs.shape[1] < dataset.num_classes:
@@ -239,3 +247,27 @@ def _refuse_outputs(outputs: object, module: nn.Module, dataset: FederatedDatase
             f"{name} has {outputs.shape[1]} outputs and {dataset.name} {dataset.num_classes} classes: give the model "
             "one output for each class, which a model factory is told as num_classes"
         )
+    if dataset.source != ELSEWHERE:  # where there is no target yet
+        _refuse_figures(dataset.objective, outputs, targets[[0] * len(outputs)].to(outputs.device))
+
+
+def _refuse_figures(objective: Objective, outputs: Tensor, targets: Tensor) -> None:
+    """Of a minibatch of outputs and targets, (B, ...) each, every figure must be (B,)."""
+    for name, of in {"loss": objective, **objective.metrics}.items():
+        try:
+            found = of(outputs, targets)
+        except (RuntimeError, IndexError, TypeError) as error:
+            if out_of_memory(error):
+                raise
+            what = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ValueError(
+                f"the {name} of the objective {objective.name} cannot be taken of outputs {tuple(outputs.shape)} and "
+                f"targets {tuple(targets.shape)} of type {targets.dtype} ({what})"
+            ) from error
+        if not isinstance(found, Tensor) or found.shape != (len(outputs),):
+            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(
+                f"the {name} of the objective {objective.name} must be a number for each of {len(outputs)} samples, "
+                f'({len(outputs)},); it is {shape}: a loss of torch.nn is told reduction="none", and a mean is taken '
+                "over what is left of each sample"
+            )

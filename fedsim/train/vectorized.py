@@ -94,7 +94,12 @@ class VectorizedTrainer:
         key = frozenset(factored)
         if key not in self.functions:
             self.functions[key] = SlotGradient(
-                self.model.module, set(factored), self.first, stochastic=self.stochastic, precision=self.precision
+                self.model.module,
+                set(factored),
+                self.first,
+                stochastic=self.stochastic,
+                precision=self.precision,
+                objective=self.dataset.objective,
             )
         return self.functions[key]
 

@@ -9,16 +9,20 @@ from fedsim.aggregate import PartialAverage
 from fedsim.config import LocalConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.data.remote import among
+from fedsim.objective import Objective
 from fedsim.train.base import Trainer
 from fedsim.transport.base import Job
 from fedsim.transport.inprocess import InProcess
 from fedsim.transport.wire import Message
 
-SUMS = ("loss_sum", "hits", "places", "samples", "clients")
-"""Over the test samples of the clients of a worker that takes part: what it tells of them."""
-
 Evaluate = Callable[[Tensor], "dict[str, float] | None"]
-"""A model (P + Q,) -> `SUMS`, or None: there is no test sample."""
+"""A model (P + Q,) -> `sums` of the worker's objective, or None: there is no test sample."""
+
+
+def sums(objective: Objective) -> tuple[str, ...]:
+    """What a worker that takes part tells of the test samples of its clients: their numbers, and over their places the
+    sum of each figure."""
+    return ("places", "samples", "clients", *(f"sum_{name}" for name in ("loss", *objective.metrics)))
 
 
 class OwnData:
@@ -67,7 +71,7 @@ class OwnData:
     def test(self, message: Message) -> Message:
         """The sums that the server asks for."""
         found = None if self.evaluate is None else self.evaluate(message.tensors["vector"])
-        return Message(kind="metrics", fields=found or dict.fromkeys(SUMS, 0.0))
+        return Message(kind="metrics", fields=found or dict.fromkeys(sums(self.dataset.objective), 0.0))
 
     def run_round(self, job: Job) -> PartialAverage:
         """As `InProcess.run_round`."""

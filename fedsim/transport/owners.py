@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from fedsim.aggregate import OnlineAverage, PartialAverage, merged
+from fedsim.objective import Objective
 from fedsim.transport.answers import Unwanted, answer, traffic
 from fedsim.transport.base import Job, add_metrics
 from fedsim.transport.messages import share_message
-from fedsim.transport.own_data import SUMS
+from fedsim.transport.own_data import sums
 from fedsim.transport.shares import Child, Share
 from fedsim.transport.star import Star
 from fedsim.transport.wire import Message
@@ -37,11 +38,12 @@ class Owners:
 
     Args:
         star: without a trainer of its own.
+        objective: of the run.
         join_seconds: how long a round waits while nobody is there whom it could ask.
     """
 
-    def __init__(self, star: Star, *, join_seconds: float) -> None:
-        self.star, self.join_seconds = star, join_seconds
+    def __init__(self, star: Star, objective: Objective, *, join_seconds: float) -> None:
+        self.star, self.objective, self.join_seconds = star, objective, join_seconds
         self.names: list[str] = []
         self.sizes = np.zeros(0, np.int64)
         self.numbers: dict[str, int] = {}
@@ -172,11 +174,11 @@ class Owners:
         """Let the workers that are willing test a model (P + Q,) on their clients' test samples.
 
         Returns:
-            test_loss and test_accuracy over the samples of all that took part (left out where nobody did), and
+            test_loss, test_accuracy and so on over the samples of all that took part (left out where nobody did), and
             evaluated_workers, evaluated_clients, evaluated_samples; declined_workers are not asked.
         """
         self._seat()
-        asked, sums, taken = set[Child](), dict.fromkeys(SUMS, 0.0), 0
+        asked, totals, taken = set[Child](), dict.fromkeys(sums(self.objective), 0.0), 0
         declined = [child for child in self.seats if not (child.holds or {}).get("evaluate")]
         for child in self.seats:
             if child not in declined:
@@ -191,25 +193,23 @@ class Owners:
                     self._give_up(asked)
                 continue
             child, message = event
-            found = [message.fields.get(name) for name in SUMS]
+            found = [message.fields.get(name) for name in totals]
             if child not in asked or message.kind != "metrics" or not all(isinstance(v, float) for v in found):
                 self.star.drop(child, f"it answered {message.kind!r} where metrics were asked")
                 continue
             asked.remove(child)
             answered += 1
             taken += message.fields["samples"] > 0
-            sums = {name: sums[name] + message.fields[name] for name in SUMS}
+            totals = {name: total + message.fields[name] for name, total in totals.items()}
         figures: dict[str, float] = {
             "evaluated_workers": taken,
             "declined_workers": len(declined),
-            "evaluated_clients": int(sums["clients"]),
-            "evaluated_samples": int(sums["samples"]),
+            "evaluated_clients": int(totals["clients"]),
+            "evaluated_samples": int(totals["samples"]),
         }
-        if sums["places"]:
-            figures |= {
-                "test_loss": sums["loss_sum"] / sums["places"],
-                "test_accuracy": sums["hits"] / sums["places"],
-            }
+        if totals["places"]:
+            told = {name.removeprefix("sum_"): total for name, total in totals.items() if name.startswith("sum_")}
+            figures |= {f"test_{name}": total / totals["places"] for name, total in told.items()}
         return figures
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from fedsim.report import curves, default_target, differences, frame, grouping, groups, runs, text
 from fedsim.report.__main__ import main
+from fedsim.report.page import page
 
 
 def test_only_what_differs_is_a_setting(sweep):
@@ -157,6 +158,29 @@ def test_groups_are_a_line_each_and_of_many_the_best(sweep, monkeypatch):
 
 def test_equal_runs_have_no_best(sweep):
     assert "*" not in str(text.jobs([sweep / "0"]))
+
+
+def test_runs_without_an_accuracy_are_told_by_their_test_loss(sweep, monkeypatch):
+    """A regression: job i has a test loss of 3 + i at round 2, 1 + i at round 4, and 2 + i at round 6."""
+    for job in sweep.iterdir():
+        rows = [json.loads(line) for line in (job / "metrics.jsonl").read_text().splitlines()]
+        for row in rows:
+            if row.pop("test_accuracy", None) is not None:
+                row["test_loss"] = {2: 3.0, 4: 1.0, 6: 2.0}[row["round"]] + int(job.name)
+        (job / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        clients = pd.read_csv(job / "clients.csv").rename(columns={"accuracy": "loss"})
+        clients.to_csv(job / "clients.csv", index=False)
+    table = frame(runs([sweep]))
+    assert table["best_test_loss"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert table["final_test_loss"].tolist() == [2, 3, 4, 5, 6, 7]
+    assert table["best_round"].tolist() == [4] * 6
+    assert not [name for name in table if "accuracy" in name or "target" in name]
+    lines = str(text.jobs(sorted(sweep.iterdir()))).splitlines()
+    assert [line.split()[:2] for line in lines if line[0] == "*"] == [["*", "0"]]  # the lowest
+    assert "best test loss" in lines[0]
+    monkeypatch.setattr(text, "_MOST_ROWS", 1)
+    assert str(text.grouped(groups(table, ["algorithm"]), ["algorithm"], None)).splitlines()[-1].split()[1] == "fedavg"
+    assert "best test loss" in page(runs([sweep]), sweep)
 
 
 def test_groups_are_what_was_chosen(sweep):

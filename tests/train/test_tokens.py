@@ -13,7 +13,7 @@ from fedsim.config import LocalConfig, ServerConfig
 from fedsim.data.federated import FederatedDataset, Split
 from fedsim.evaluate import Evaluator
 from fedsim.models import reddit_lstm, sent140_lstm, shakespeare_lstm
-from fedsim.objective import IGNORED, correct, cross_entropy, num_places
+from fedsim.objective import IGNORED, class_losses, correct, num_places
 from fedsim.simulation import Simulation
 from fedsim.train.recurrent import UnrolledLSTM
 from fedsim.train.serial import SerialTrainer
@@ -121,19 +121,19 @@ def test_per_sample_values_are_pytorchs_and_skip_what_does_not_count():
     torch.manual_seed(0)
     outputs, targets = torch.randn(4, 5, 6), torch.randint(0, 5, (4, 6))
     whole = nn.functional.cross_entropy(outputs, targets, reduction="none").mean(1)
-    torch.testing.assert_close(cross_entropy(outputs, targets), whole)
+    torch.testing.assert_close(class_losses(outputs, targets), whole)
     targets[0, 2:], targets[1, 0], targets[3] = IGNORED, IGNORED, IGNORED
     expected = [
         nn.functional.cross_entropy(o[None], t[None], ignore_index=IGNORED)
         for o, t in zip(outputs, targets, strict=True)
     ]
     assert num_places(targets).tolist() == [2, 5, 6, 0]
-    torch.testing.assert_close(cross_entropy(outputs, targets)[:3], torch.stack(expected[:3]))
-    assert cross_entropy(outputs, targets)[3] == 0
+    torch.testing.assert_close(class_losses(outputs, targets)[:3], torch.stack(expected[:3]))
+    assert class_losses(outputs, targets)[3] == 0
     hits = (outputs.argmax(1) == targets).float()
     torch.testing.assert_close(correct(outputs, targets), hits.sum(1) / torch.tensor([2, 5, 6, 1]))
     outputs.requires_grad_()
-    cross_entropy(outputs, targets).sum().backward()
+    class_losses(outputs, targets).sum().backward()
     assert not outputs.grad[3].any()
     assert not outputs.grad[0, :, 2:].any()
 
@@ -141,9 +141,9 @@ def test_per_sample_values_are_pytorchs_and_skip_what_does_not_count():
 def test_a_model_for_other_targets_is_refused():
     every = "the data has one target a sample, but the model's output for a minibatch has shape (2, 5, 3)"
     with pytest.raises(ValueError, match=re.escape(every)):
-        cross_entropy(torch.randn(2, 5, 3), torch.tensor([0, 1]))
+        class_losses(torch.randn(2, 5, 3), torch.tensor([0, 1]))
     with pytest.raises(ValueError, match=r"the data has targets of shape \(3,\) a sample, .* choose another model"):
-        cross_entropy(torch.randn(2, 5), torch.zeros(2, 3, dtype=torch.int64))
+        class_losses(torch.randn(2, 5), torch.zeros(2, 3, dtype=torch.int64))
 
 
 def test_evaluation_is_a_mean_over_places_that_count():

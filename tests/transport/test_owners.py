@@ -12,9 +12,10 @@ from fedsim import LocalConfig, ServerConfig, Simulation, __version__
 from fedsim.algorithms import fedavg
 from fedsim.data.federated import Split
 from fedsim.data.remote import held_elsewhere
-from fedsim.deploy import evaluation
+from fedsim.deploy import _require_fit, evaluation
 from fedsim.initial_model import build_model
 from fedsim.models import logistic
+from fedsim.objective import Objective, class_losses, cross_entropy
 from fedsim.sampling import fixed
 from fedsim.train.serial import SerialTrainer
 from fedsim.transport.identity import layout_hash
@@ -65,7 +66,7 @@ class Deployment:
             expected=lambda: num_workers,
         )  # fmt: skip
         net.stars.append(star)
-        return Owners(star, join_seconds=join_seconds)
+        return Owners(star, self.union.objective, join_seconds=join_seconds)
 
     def worker(self, owners, name, clients, *, evaluate=True, wrap=lambda own: own, **changes):
         def build(identity, upstream):
@@ -97,7 +98,7 @@ class Deployment:
         self.net.start(node)
 
     def simulation(self, owners=None, rounds=3, **settings):
-        shape = {"input_shape": self.union.input_shape, "num_classes": 4}
+        shape = {"input_shape": self.union.input_shape, "num_classes": 4, "objective": self.union.objective}
         elsewhere = {}
         if owners is not None:
             elsewhere = {"transport": lambda simulation: owners, "examiner": RemoteExaminer(owners)}
@@ -157,6 +158,29 @@ def test_the_model_is_that_of_all_data_in_one_place_and_no_sample_travels(deploy
             assert not any(torch.isin(row.double(), tensor).all() for row in sample)
 
 
+def test_what_is_learned_and_measured_is_that_of_all_data_in_one_place(deployment):
+    deployment.union = replace(deployment.union, objective=cross_entropy(label_smoothing=0.2, top_k=2))
+    owners = deployment.open(2)
+    deployment.worker(owners, "a", [0, 1, 2, 3, 4])
+    deployment.worker(owners, "b", [5, 6, 7, 8, 9])
+    owners.gather()
+    ours, reference = deployment.simulation(owners), deployment.simulation()
+    rows, expected = list(ours.rounds()), list(reference.rounds())
+    ours.close()
+    assert torch.equal(ours.server.vector, reference.server.vector)
+    for row, other in zip(rows, expected, strict=True):
+        for name in ("train_loss", "test_loss", "test_accuracy", "test_top_2_accuracy"):
+            assert row[name] == pytest.approx(other[name], rel=1e-6)
+
+
+def test_a_worker_whose_data_are_for_something_else_is_told(deployment):
+    other = replace(deployment.part([0, 1]), objective=Objective(name="focal", losses=class_losses))
+    run = {"input_shape": [12], "num_classes": 4}
+    with pytest.raises(ValueError, match="is for the objective focal, the run's is cross_entropy: start the server"):
+        _require_fit(other, run, cross_entropy())
+    _require_fit(other, run, other.objective)
+
+
 def test_a_worker_that_declines_is_counted_and_never_asked(deployment):
     owners = deployment.open(2)
     deployment.worker(owners, "a", [0, 1, 2, 3])
@@ -169,7 +193,7 @@ def test_a_worker_that_declines_is_counted_and_never_asked(deployment):
     assert (row["evaluated_clients"], row["evaluated_samples"]) == (4, 80)
     part = deployment.part([0, 1, 2, 3])
     sums = evaluation(part, deployment.model)(simulation.server.vector)
-    assert row["test_accuracy"] == sums["hits"] / 80
+    assert row["test_accuracy"] == sums["sum_accuracy"] / 80
     assert set(deployment.asked) == {"a"}
 
 
