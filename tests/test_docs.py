@@ -142,6 +142,7 @@ def test_the_commands_of_the_readme_run(fedsim, tmp_path, monkeypatch):
     done = readme_commands()
     assert len(done) > 15
     main_job = tmp_path / "outputs" / "0"
+    (tmp_path / "table").write_text("".join(f"{row % 5 / 5} 1:{row % 5}\n" for row in range(400)))
     for number, (_, _, module, *arguments) in enumerate(done):
         directory = tmp_path / "outputs" / str(number)
         if module in ("fedsim.report", "fedsim.doctor"):
@@ -152,6 +153,7 @@ def test_the_commands_of_the_readme_run(fedsim, tmp_path, monkeypatch):
             arguments += FEWER
         if "checkpoint.resume=RUN_DIR" in arguments:
             arguments = [a.replace("RUN_DIR", str(main_job)) for a in arguments] + ["server.num_rounds=2"]
+        arguments = [a.replace("data.train=FILE", f"data.train={tmp_path / 'table'}") for a in arguments]
         if any(experiment in arguments for experiment in BROUGHT):
             arguments = ["--cfg", "job", *arguments]
         if module == "fedsim.data_report":
