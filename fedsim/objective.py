@@ -147,6 +147,20 @@ def huber(delta: float = 1.0) -> Objective:
     )
 
 
+def chosen(objective: object) -> Objective:
+    """This objective; cross-entropy for None.
+
+    Raises:
+        ValueError: it is something else, such as a factory in the place of what it makes.
+    """
+    if objective is None:
+        return cross_entropy()
+    if not isinstance(objective, Objective):
+        given = getattr(objective, "__name__", type(objective).__name__)
+        raise ValueError(f"objective must be an Objective, for example objective=squared_error(); got {given}")
+    return objective
+
+
 def class_losses(outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of each sample, in nats: (B, classes) and (B,), or (B, classes, length) and (B, length), to (B,).
 

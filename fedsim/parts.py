@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedsim.algorithms import Algorithm
-from fedsim.algorithms.base import equal_weights, update_size
+from fedsim.algorithms.base import Kept, equal_weights, update_size
 from fedsim.algorithms.traffic import traffic
 from fedsim.arrivals import make_arrivals
 from fedsim.async_server import AsyncServer
@@ -44,6 +44,10 @@ def refuse_kinds(algorithm: object, local: object, server: object, aggregator: o
     expected += [] if aggregator is None else [("aggregator", aggregator, Aggregator, "median()")]
     if isinstance(transforms, Sequence):
         expected += [("transforms", transform, Transform, "[clip(1.0)]") for transform in transforms]
+    if isinstance(algorithm, Algorithm):
+        expected += [
+            (f"keeps[{name!r}]", kept, Kept, "Kept(size='parameters')") for name, kept in algorithm.keeps.items()
+        ]
     for name, value, kind, example in expected:
         if not isinstance(value, kind):
             given = repr(value) if isinstance(value, str) else getattr(value, "__name__", type(value).__name__)

@@ -255,6 +255,13 @@ def test_what_cannot_be_an_objective():
         Objective(name="mine", losses=focal, targets="words")
     with pytest.raises(ValueError, match="'loss' cannot be a metric's name"):
         Objective(name="mine", losses=focal, metrics={"loss": focal})
+    for given in (squared_error, F.mse_loss, "mse"):
+        with pytest.raises(
+            ValueError, match=r"objective must be an Objective, for example objective=squared_error\(\)"
+        ):
+            from_arrays([[1.0]], [0], objective=given)
+        with pytest.raises(ValueError, match=r"objective must be an Objective, .*; got (squared_error|mse_loss|str)$"):
+            run(dataset_of("classes", cross_entropy()), SerialTrainer, objective=given)
     for wrong in (lambda: cross_entropy(label_smoothing=1), lambda: cross_entropy(top_k=0), lambda: huber(0)):
         with pytest.raises(ValueError, match=r"objective\.\w+ must be"):
             wrong()

@@ -14,6 +14,7 @@ import torch
 import fedsim
 from fedsim import algorithms
 from fedsim.aggregate import OnlineAverage
+from fedsim.algorithms import Algorithm
 from fedsim.attacks import label_flip, sign_flip
 from fedsim.data.federated import FederatedDataset, Split
 from fedsim.models import logistic
@@ -262,6 +263,10 @@ def test_an_attack_on_clients_that_send_nothing(make_dataset, attack):
         ({"aggregator": median}, "aggregator must be Aggregator, for example aggregator=median(); got median"),
         ({"transforms": clip(1.0)}, "transforms must be Sequence, for example transforms=[clip(1.0)]; got Transform"),
         ({"transforms": [clip]}, "transforms must be Transform, for example transforms=[clip(1.0)]; got clip"),
+        (
+            {"algorithm": Algorithm(name="mine", keeps={"h": "parameters"})},
+            "keeps['h'] must be Kept, for example keeps['h']=Kept(size='parameters'); got 'parameters'",
+        ),
     ],
 )
 def test_parts_of_another_kind_are_refused(make_dataset, settings, message):
@@ -292,7 +297,9 @@ def test_targets_that_are_no_classes_are_refused(make_dataset):
     dataset = make_dataset([4, 5])
     dataset = dataclasses.replace(dataset, train=dataclasses.replace(dataset.train, targets=torch.randn(9)))
     server = fedsim.ServerConfig(clients_per_round=2)
-    with pytest.raises(ValueError, match=r"clouds: a run learns classes, numbered in int64, not torch\.float32"):
+    with pytest.raises(
+        ValueError, match=r"clouds: the objective cross_entropy learns classes, numbered in int64, but the targets are"
+    ):
         fedsim.Simulation(dataset, logistic, server=server, trainer=SerialTrainer, device="cpu")
 
 

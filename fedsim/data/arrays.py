@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedsim.data.deal.base import offsets_of
 from fedsim.data.federated import FederatedDataset, Split, identity, unit_floats
-from fedsim.objective import Objective, cross_entropy
+from fedsim.objective import Objective, chosen
 
 _PIECE = 1 << 26  # bytes of inputs that are checked at once
 
@@ -57,7 +57,7 @@ def from_arrays(
         ValueError: lengths differ, rows are ragged, a number is not finite, a target is no class (number, label), or a
             test sample belongs to a client without training samples.
     """
-    objective = objective or cross_entropy()
+    objective = chosen(objective)
     train_inputs, train_targets = _checked(inputs, targets, "", objective)
     parts = None
     if test is not None:
@@ -135,7 +135,7 @@ def _joined(clients: _Clients, which: str, objective: Objective | None) -> tuple
     for name, samples in named.items():
         if not isinstance(samples, tuple | list) or len(samples) != 2:
             raise ValueError(f"{which}client {name} is a {type(samples).__name__}: give (inputs, targets) of each")
-        found = _checked(*samples, f"{which}client {name}'s ", objective or cross_entropy())
+        found = _checked(*samples, f"{which}client {name}'s ", chosen(objective))
         kinds = [", ".join(f"{a.shape[1:]} {a.dtype}" for a in pair) for pair in (found, *parts[:1])]
         if kinds[0] != kinds[-1]:
             raise ValueError(

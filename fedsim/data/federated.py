@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedsim.data.digest import array_digest
-from fedsim.objective import Objective, cross_entropy
+from fedsim.objective import Objective, chosen, cross_entropy
 
 ELSEWHERE = "remote"
 """`FederatedDataset.source` of samples that others hold."""
@@ -145,6 +145,7 @@ class FederatedDataset:
         for part in (self.train, self.test, self.validation):
             if part is not None:
                 self._refuse_kinds(part)
+        chosen(self.objective)
         if self.train.owned and len(self.client_ids) != self.train.num_clients:
             raise ValueError(
                 f"{self.train.num_clients} clients but {len(self.client_ids)} client_ids: give each a name"

@@ -13,7 +13,7 @@ import torch
 
 from fedsim.data.deal.base import offsets_of
 from fedsim.data.federated import ELSEWHERE, FederatedDataset, Split
-from fedsim.objective import Objective, cross_entropy
+from fedsim.objective import Objective, chosen
 
 _TARGET = "fedsim.data.remote.remote"
 _TOKENS = torch.int64
@@ -48,7 +48,7 @@ def held_elsewhere(
 
     All their samples are one row of zeros, which nobody must train on. Without an `objective` they learn classes.
     """
-    objective = objective or cross_entropy()
+    objective = chosen(objective)
     blank = torch.zeros((1, *input_shape), dtype=_TOKENS if tokens else torch.float32)
     offsets = offsets_of(sizes)
     train = Split(
