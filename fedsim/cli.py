@@ -13,18 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.object_type import ObjectType
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from fedsim import sweep
+from fedsim import flags, sweep
 from fedsim.choices import keep_own_options
 from fedsim.compose import conf_dir, plain_values, schema, validated
 from fedsim.config import Config
@@ -55,10 +52,11 @@ def run_job(job: Callable[[DictConfig], object]) -> None:
     for seen in (_mistakes, _places, sweep.unfinished):
         seen.clear()
     if {"--help", "-h"} & set(sys.argv):
-        _list_groups_at_once()
+        flags.list_groups_at_once()
     Hydra.get_sanitized_cfg = _show_what_is_used  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        _refuse_dashes()
+        flags.refuse_unknown()
+        flags.stand_last()
         with ends_at_a_signal():
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
     except KeyboardInterrupt as stop:
@@ -78,25 +76,6 @@ def run_job(job: Callable[[DictConfig], object]) -> None:
         _tell(error)
     if _mistakes or sweep.unfinished:
         sys.exit(1)
-
-
-def _refuse_dashes() -> None:
-    """Of --experiment Hydra makes --experimental-rerun, and other options with dashes it answers with its usage."""
-    flags = [flag for action in get_args_parser()._actions for flag in action.option_strings]
-    for name in (text.partition("=")[0] for text in sys.argv[1:]):
-        if name == "--experiment" or (name.startswith("--") and not any(flag.startswith(name) for flag in flags)):
-            raise ValueError(f"there is no {name}: options have no dashes, +experiment=NAME local.learning_rate=0.1")
-
-
-def _list_groups_at_once() -> None:
-    """For --help Hydra copies all that it knows of configurations for every group that it lists, more than a second."""
-
-    def options(
-        loader: Any, group_name: str, results_filter: ObjectType | None = ObjectType.CONFIG, *_: object
-    ) -> list[str]:
-        return loader.repository.get_group_options(group_name, results_filter)
-
-    ConfigLoaderImpl.get_group_options = options  # pyright: ignore[reportAttributeAccessIssue]
 
 
 _sanitized = Hydra.get_sanitized_cfg

@@ -267,3 +267,15 @@ def test_sigterm_ends_a_run_as_ctrl_c_does_and_is_not_heard_twice(fedsim, monkey
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     signal.signal(signal.SIGINT, ignored)
     assert not (done.directory / "summary.json").exists()
+
+
+def test_options_may_stand_on_both_sides_of_a_flag(fedsim, tmp_path):
+    (tmp_path / "own").mkdir()
+    own = ["--config-dir", str(tmp_path / "own")]
+    done = fedsim("+experiment=debug", *own, "server.num_rounds=1", "--cfg", "job", "seed=7", "trainer=serial")
+    assert done.code == 0, done.err
+    assert "seed: 7" in done.out
+    assert "num_rounds: 1" in done.out
+    swept = fedsim("+experiment=debug", "server.num_rounds=1", "-m", "seed=1,2", f"hydra.sweep.dir={tmp_path}/sweep")
+    assert swept.code == 0, swept.err
+    assert (tmp_path / "sweep" / "1" / "summary.json").exists()
