@@ -103,9 +103,17 @@ class Evaluator:
 
 def spread(clients: pd.DataFrame) -> dict[str, float]:
     """Statistics of the clients' accuracies, or of their losses where there are none: the mean over samples and over
-    clients, percentiles, worst, deviation."""
-    name = judged_by(clients)
-    values = clients[name].to_numpy()
+    clients, percentiles, worst, deviation; where clients have models of their own, also those of the global one."""
+    name = "accuracy" if "accuracy" in clients else "loss"
+    found = _statistics(clients, name, name)
+    if f"global_{name}" in clients:
+        of_global = _statistics(clients, f"global_{name}", name)
+        found |= {f"global_{statistic}": value for statistic, value in of_global.items()}
+    return found
+
+
+def _statistics(clients: pd.DataFrame, column: str, name: str) -> dict[str, float]:
+    values = clients[column].to_numpy()
     p10, p50, p90 = np.percentile(values, [10, 50, 90])
     found = {
         "weighted": np.average(values, weights=clients["samples"]),
@@ -117,8 +125,3 @@ def spread(clients: pd.DataFrame) -> dict[str, float]:
         "std": values.std(),
     }
     return {f"client_{name}_{statistic}": float(value) for statistic, value in found.items()}
-
-
-def judged_by(clients: pd.DataFrame) -> str:
-    """The column that says how well clients are served: accuracy, or loss where no accuracy is measured."""
-    return "accuracy" if "accuracy" in clients else "loss"

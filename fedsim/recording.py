@@ -17,7 +17,7 @@ from fedsim.clock import clients_asked
 from fedsim.config import CheckpointConfig, EvaluateConfig, TrackingConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.data.outline import outline
-from fedsim.evaluate import judged_by, spread
+from fedsim.evaluate import spread
 from fedsim.files import holds_run, in_use
 from fedsim.initial_model import ModelFactory
 from fedsim.sampling import cohort_size
@@ -99,7 +99,7 @@ def record_into(
             f"{directory}: leave hydra.run.dir out, or copy the run there first"
         )
     with Sinks(sinks or {}, simulation.model.device) as tracked:
-        config = config or simulation.settings()
+        config = config or simulation.settings
         return _record(simulation, directory, config, evaluate, tracking, checkpoint, about, tracked)
 
 
@@ -192,10 +192,6 @@ def _record(
         files.write_clients(clients)
         tracked.clients(clients)
         summary["clients"] = {"split": clients["split"].iloc[0], "evaluated": len(clients), **spread(clients)}
-        if simulation.algorithm.personalised:
-            judged = judged_by(clients)
-            of_global = clients.assign(**{judged: clients[f"global_{judged}"]})
-            summary["clients"] |= {f"global_{name}": value for name, value in spread(of_global).items()}
     files.write_model(simulation.model.state_dict(server.vector))
     files.write_summary(summary)
     tracked.finish(summary, files.outcome())

@@ -1,6 +1,7 @@
 """What a run is between two rounds: what a checkpoint takes from it, and what it gives back."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from fedsim.async_server import AsyncServer
 from fedsim.attacks import Attack
 from fedsim.checkpoint import Checkpoint
 from fedsim.client_state import ClientVectors
-from fedsim.config import ClientStateConfig
+from fedsim.config import ClientStateConfig, LocalConfig, ServerConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.objective import Objective
 from fedsim.robust import Aggregator
@@ -44,6 +45,19 @@ def named_parts(
     }
 
 
+def settings_of(
+    name: str, seed: int, parts: dict[str, Any], local: LocalConfig, server: ServerConfig
+) -> dict[str, Any]:
+    """What a run is made with, as plain values; options of an algorithm, a transform or an attack are not among them.
+
+    Args:
+        name: of the run.
+        seed, local, server: of the run.
+        parts: `named_parts`.
+    """
+    return {"name": name, "seed": seed, **parts, "local": asdict(local), "server": asdict(server)}
+
+
 class RunState:
     """The state of a run, which lies with its server, its uplink, and the clients.
 
@@ -52,7 +66,7 @@ class RunState:
         own: trains here, in a trainer that may change before the first round.
         uplink: of the run; None: updates are averaged, and no more.
         dataset: of the run, whose fingerprint a checkpoint has.
-        settings: -> what the run is made with, for a checkpoint without a configuration.
+        settings: what the run is made with, for a checkpoint without a configuration.
         client_state: memory for the vectors that clients keep.
 
     Attributes:
@@ -65,7 +79,7 @@ class RunState:
         own: InProcess,
         uplink: Uplink | None,
         dataset: FederatedDataset,
-        settings: Callable[[], dict[str, Any]],
+        settings: dict[str, Any],
         client_state: ClientStateConfig,
     ) -> None:
         self.server, self.own, self.uplink, self.dataset, self.settings = server, own, uplink, dataset, settings
@@ -96,7 +110,7 @@ class RunState:
             round=server.round,
             vector=server.vector,
             state=server.state,
-            config=config or self.settings(),
+            config=config or self.settings,
             dataset=self.dataset.fingerprint(),
             uplink={} if self.uplink is None else self.uplink.snapshot(),
             clients={name: state.snapshot() for name, state in self.clients.items()},
@@ -130,7 +144,7 @@ class RunState:
             ValueError: it is of another run.
         """
         server = self.server
-        checkpoint.check(config or self.settings(), self.dataset.fingerprint())
+        checkpoint.check(config or self.settings, self.dataset.fingerprint())
         if checkpoint.vector.shape != server.vector.shape or checkpoint.state.keys() != server.state.keys():
             raise ValueError("checkpoint.resume: the checkpoint is of another model or algorithm")
         for state in self.clients.values():

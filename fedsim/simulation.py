@@ -6,7 +6,7 @@ for metrics in simulation.rounds():
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,14 @@ from fedsim.clock import clients_asked
 from fedsim.config import ClientStateConfig, EvaluateConfig, LocalConfig, ServerConfig
 from fedsim.data.federated import FederatedDataset
 from fedsim.devices import Devices
+from fedsim.evaluate import spread
 from fedsim.examine import Examiner, Examines
 from fedsim.initial_model import ModelFactory, build_model, draw_model
 from fedsim.memory import free_memory_bytes, give_back_memory
 from fedsim.objective import Objective
 from fedsim.parts import make_server, make_uplink, poisoned, refuse_kinds, refuse_misfits, tell_biases
 from fedsim.robust import Aggregator, mean
-from fedsim.run_state import RunState, named_parts
+from fedsim.run_state import RunState, named_parts, settings_of
 from fedsim.sampling import Population, Sampler, uniform
 from fedsim.score import score
 from fedsim.server import Metrics, Server, rounds
@@ -74,6 +75,9 @@ class Simulation:
         seed: of everything that is drawn.
         device: "auto", "cpu", "cuda" or "cuda:N".
 
+    Attributes:
+        settings: what the run is made with (`fedsim.run_state.settings_of`), for one without a configuration.
+
     Raises:
         ValueError: no clients; settings that do not fit each other.
     """
@@ -107,6 +111,9 @@ class Simulation:
         self.dataset, self.config, self.seed, self.algorithm, self.local = dataset, server, seed, algorithm, local
         self.model = build_model(dataset, model, seed=seed, device=device)
         self.examiner = examiner or Examiner(dataset, self.model, evaluate, seed=seed)
+        self._spreads = evaluate.spread
+        if evaluate.spread and not self.examiner.sees_clients:
+            raise ValueError("evaluate.spread: the figures of single clients stay with their workers; set it to false")
         made = None if devices is None else devices(dataset.num_clients, dataset.client_ids, seed)
         population = Population(
             sizes=dataset.train.sizes, losses=self._losses, there=None if made is None else made.there
@@ -116,7 +123,8 @@ class Simulation:
         self.uplink = make_uplink(
             self.model, algorithm, server, drawn, dataset.num_clients, aggregator, transforms, attack, seed
         )
-        self._named = named_parts(dataset.objective, algorithm, self.model.module, aggregator, transforms, attack)
+        parts = named_parts(dataset.objective, algorithm, self.model.module, aggregator, transforms, attack)
+        self.settings = settings_of(f"{dataset.name}_{algorithm.name}", seed, parts, local, server)
         tell_biases(algorithm, self.uplink, sampler)
         self.training = Training(
             dataset=dataset,
@@ -238,7 +246,7 @@ class Simulation:
                 assert found is not None, "it was measured a moment ago"
             self.run_state.scores.append(found)
             self.stopped = self.config.stop(self.run_state.scores)
-        return metrics
+        return metrics | spread(self.clients()) if self._spreads else metrics
 
     def evaluate(self, *, whole: bool = True) -> Metrics:
         """test_loss, test_accuracy and what else the objective measures of the global model; {} without a test set.
@@ -262,19 +270,6 @@ class Simulation:
     def _losses(self, clients: np.ndarray) -> np.ndarray:
         """(n,) mean loss of the global model on the training samples of these clients (n,), each with some."""
         return self.examiner.training_losses(self.server.vector, clients)
-
-    def settings(self) -> dict[str, Any]:
-        """What this run is made with, as plain values and names: for a run without a configuration of its own.
-
-        Options of an algorithm, a transform or an attack are not among them.
-        """
-        return {
-            "name": f"{self.dataset.name}_{self.algorithm.name}",
-            "seed": self.seed,
-            **self._named,
-            "local": asdict(self.local),
-            "server": asdict(self.config),
-        }
 
     def save(self, directory: str | Path, config: dict[str, Any] | None = None) -> None:
         """Write the checkpoint of the last finished round into `directory`, and beside it what clients keep.

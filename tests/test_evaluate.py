@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -11,14 +12,15 @@ from torch import nn
 
 import fedsim.evaluate as evaluate_module
 import fedsim.train.own as own_module
-from fedsim.algorithms import perfedavg
+from fedsim.algorithms import ditto, fedavg, fedrep, perfedavg
 from fedsim.config import EvaluateConfig, ServerConfig
 from fedsim.data.federated import FederatedDataset, Split
 from fedsim.evaluate import Evaluator, spread
-from fedsim.models import convnet2, logistic
+from fedsim.models import convnet2, logistic, mlp
 from fedsim.objective import IGNORED, class_losses, correct
 from fedsim.simulation import Simulation
 from fedsim.train.serial import SerialTrainer
+from fedsim.train.vectorized import VectorizedTrainer
 from fedsim.vector import FlatModel
 
 
@@ -52,6 +54,37 @@ def test_spread_is_numpys():
     assert stats["client_accuracy_mean"] == pytest.approx(0.5)
     assert stats["client_accuracy_weighted"] == pytest.approx((accuracy * np.arange(11)).sum() / 55)
     assert [stats[f"client_accuracy_{p}"] for p in ("p10", "p50", "p90", "worst")] == pytest.approx([0.1, 0.5, 0.9, 0])
+
+
+@pytest.mark.parametrize("trainer", [SerialTrainer, partial(VectorizedTrainer, num_slots=2)])
+@pytest.mark.parametrize("algorithm", [fedavg, ditto, fedrep, perfedavg])
+def test_the_spread_over_clients_is_told_at_every_evaluation_and_changes_nothing(make_dataset, algorithm, trainer):
+    """The figures of a round are those of a run that ends there; the model is that of a run without them."""
+    dataset = make_dataset([6, 9, 3, 12])
+
+    def run(num_rounds, **evaluate):
+        server = ServerConfig(num_rounds=num_rounds, clients_per_round=3, evaluate_every=2)
+        simulation = Simulation(
+            dataset,
+            partial(mlp, hidden_sizes=[5]),
+            algorithm=algorithm(),
+            server=server,
+            evaluate=EvaluateConfig(**evaluate),
+            trainer=trainer,
+            device="cpu",
+        )
+        return simulation, list(simulation.rounds())
+
+    whole, rows = run(4, spread=True)
+    plain, bare = run(4)
+    assert torch.equal(whole.server.vector, plain.server.vector)
+    assert [{k: v for k, v in row.items() if "client_" not in k}.keys() for row in rows] == [row.keys() for row in bare]
+    for round in (2, 4):
+        ended, _ = run(round)
+        expected = spread(ended.clients())
+        assert {k: v for k, v in rows[round - 1].items() if "client_" in k} == pytest.approx(expected, rel=1e-6)
+        assert ("global_client_accuracy_mean" in expected) == (algorithm is not fedavg)
+    assert not [name for name in rows[0] if "client_" in name]
 
 
 def test_sequences_count_by_place():

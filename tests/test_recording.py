@@ -29,11 +29,10 @@ def simulation(dataset, algorithm: Algorithm, **parts) -> Simulation:
         logistic,
         algorithm=algorithm,
         devices=drawn if algorithm.asynchronous else None,
-        local=LocalConfig(learning_rate=0.1),
         server=ServerConfig(num_rounds=ROUNDS, clients_per_round=3, evaluate_every=2),
         trainer=SerialTrainer,
         device="cpu",
-        **parts,
+        **{"local": LocalConfig(learning_rate=0.1), **parts},
     )
 
 
@@ -184,8 +183,7 @@ def test_without_a_configuration_a_run_is_known_by_what_it_is_made_with(make_dat
     record(simulation(dataset, scaffold()), tmp_path, tracking=TrackingConfig(progress=False))
     assert "algorithm:\n  name: scaffold\n" in (tmp_path / "config.yaml").read_text()
     again = CheckpointConfig(resume=str(tmp_path))
-    faster = simulation(dataset, scaffold())
-    faster.local = replace(faster.local, learning_rate=0.5)
+    faster = simulation(dataset, scaffold(), local=LocalConfig(learning_rate=0.5))
     for other, differs in (
         (simulation(dataset, fedavg()), "algorithm.name (scaffold there, fedavg here)"),
         (faster, "local.learning_rate (0.1 there, 0.5 here)"),

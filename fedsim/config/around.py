@@ -35,11 +35,14 @@ class EvaluateConfig:
         max_clients: clients that the last round is judged by, a seeded draw; None: all. A test set that belongs to
             no client is used whole.
         clients: after the last round, evaluate the global model on each of these clients and write clients.csv.
+        spread: at every evaluation also tell how these clients' figures are spread (client_accuracy_p10 and so on), of
+            their own models where they have some.
     """
 
     max_samples: int | None = None
     max_clients: int | None = None
     clients: bool = True
+    spread: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_samples", "max_clients"):

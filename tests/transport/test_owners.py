@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedsim import LocalConfig, ServerConfig, Simulation, __version__
+from fedsim import EvaluateConfig, LocalConfig, ServerConfig, Simulation, __version__
 from fedsim.algorithms import fedavg
 from fedsim.data.federated import Split
 from fedsim.data.remote import held_elsewhere
@@ -171,6 +171,15 @@ def test_what_is_learned_and_measured_is_that_of_all_data_in_one_place(deploymen
     for row, other in zip(rows, expected, strict=True):
         for name in ("train_loss", "test_loss", "test_accuracy", "test_top_2_accuracy"):
             assert row[name] == pytest.approx(other[name], rel=1e-6)
+
+
+def test_the_spread_over_clients_stays_with_their_workers(deployment):
+    owners = deployment.open(1)
+    deployment.worker(owners, "a", range(10))
+    owners.gather()
+    with pytest.raises(ValueError, match=r"evaluate\.spread: the figures of single clients stay with their workers"):
+        deployment.simulation(owners, evaluate=EvaluateConfig(spread=True))
+    owners.close()
 
 
 def test_a_worker_whose_data_are_for_something_else_is_told(deployment):
