@@ -37,10 +37,11 @@ class Objective:
             values are (B,) will do. Samples must not meet in it.
         metrics: by name, what is measured beside it, in rows `test_<name>` and columns `<name>`. Where there is an
             "accuracy", it says which model is the best one; else the loss does.
-        targets: "classes" (integers from 0, or -100), "numbers" (real ones) or "labels" (any of several, each 0 or 1).
+        targets: "classes" (integers from 0, or -100), "numbers" (float32) or "labels" (any of several, each 0.0 or
+            1.0, of the outputs' dtype).
 
     Raises:
-        ValueError: no such targets, or a metric with the name of another figure.
+        ValueError: no such targets, no functions, or a metric with the name of another figure.
     """
 
     name: str
@@ -51,18 +52,31 @@ class Objective:
     def __post_init__(self) -> None:
         if self.targets not in _TAKES:
             raise ValueError(f"an objective's targets are {', '.join(_TAKES)}, not {self.targets!r}")
+        if not isinstance(self.metrics, Mapping) or not all(
+            callable(of) for of in (self.losses, *self.metrics.values())
+        ):
+            raise ValueError(
+                f"{self.name}: losses is a function, and metrics are functions by name, {{'right': right}}"
+            )
         for name in self.metrics:
-            if not name.isidentifier() or name in ("loss", "client", "split", "samples", "round", "places", "clients"):
+            taken = name in ("loss", "client", "split", "samples", "round", "places", "clients")
+            if taken or not str(name).isidentifier() or str(name).startswith("global_"):
                 raise ValueError(f"{name!r} cannot be a metric's name: choose a word that is no other figure's")
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        if outputs.dtype == torch.bfloat16:  # of a forward pass under autocast: eight bits are too few for a loss
-            outputs = outputs.float()
-        return self.losses(outputs, targets)
+        return self.losses(*self.prepared(outputs, targets))
 
     def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """(B,) each: "loss", and what else is measured."""
-        return {"loss": self(outputs, targets), **{name: of(outputs, targets) for name, of in self.metrics.items()}}
+        outputs, targets = self.prepared(outputs, targets)
+        return {name: of(outputs, targets) for name, of in {"loss": self.losses, **self.metrics}.items()}
+
+    def prepared(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """As `losses` and `metrics` get them: outputs of a forward pass under autocast in float32, since the eight bits
+        of bfloat16 are too few for a loss, and labels, which are stored as bytes, in the outputs' dtype."""
+        if outputs.dtype == torch.bfloat16:
+            outputs = outputs.float()
+        return outputs, targets.to(outputs.dtype) if self.targets == "labels" else targets
 
     def num_places(self, targets: Tensor) -> Tensor:
         """(B,) int64: by how much a sample counts in a mean; for a sequence of classes, its places that count."""
@@ -72,11 +86,15 @@ class Objective:
     def refuse(self, targets: Tensor, where: str) -> None:
         """Raises ValueError where targets (N, ...) of the data set `where` are of another kind."""
         whole = targets.dtype in (torch.int64, torch.int32)
-        fits = {"classes": whole, "numbers": targets.is_floating_point(), "labels": True}[self.targets]
+        if self.targets == "labels":
+            fits = bool(((targets == 0) | (targets == 1)).all())
+        else:
+            fits = targets.is_floating_point() if self.targets == "numbers" else whole
         if not fits:
+            others = "others" if self.targets == "labels" else targets.dtype
             raise ValueError(
-                f"{where}: the objective {self.name} learns {_TAKES[self.targets]}, but the targets are "
-                f"{targets.dtype}: turn them into these, or choose another objective"
+                f"{where}: the objective {self.name} learns {_TAKES[self.targets]}, but the targets are {others}: turn "
+                "them into these, or choose another objective"
             )
 
 
@@ -97,7 +115,8 @@ def cross_entropy(label_smoothing: float = 0.0, top_k: int | None = None) -> Obj
         raise ValueError(f"objective.top_k must be at least 1 or null, got {top_k}")
     losses = partial(class_losses, label_smoothing=label_smoothing) if label_smoothing else class_losses
     further = {} if top_k is None else {f"top_{top_k}_accuracy": partial(correct, among=top_k)}
-    return Objective(name="cross_entropy", losses=losses, metrics={"accuracy": correct, **further})
+    name = _named("cross_entropy", label_smoothing=label_smoothing or None, top_k=top_k)
+    return Objective(name=name, losses=losses, metrics={"accuracy": correct, **further})
 
 
 def binary_cross_entropy() -> Objective:
@@ -140,11 +159,29 @@ def huber(delta: float = 1.0) -> Objective:
     if not delta > 0:
         raise ValueError(f"objective.delta must be positive, got {delta}")
     return Objective(
-        name="huber",
+        name=_named("huber", delta=delta if delta != 1 else None),
         losses=_mean_of(lambda x, y: F.huber_loss(x, y, reduction="none", delta=delta)),
         metrics={"squared_error": _mean_of(lambda x, y: (x - y).square()), "absolute_error": _mean_of(_distance)},
         targets="numbers",
     )
+
+
+def of_targets(targets: str) -> Objective:
+    """What data are for whose targets are "classes", "numbers" or "labels".
+
+    Raises:
+        ValueError: they are something else.
+    """
+    usual = {"classes": cross_entropy, "numbers": squared_error, "labels": binary_cross_entropy}
+    if targets not in usual:
+        raise ValueError(f"data.targets must be {', '.join(usual)}, got {targets!r}")
+    return usual[targets]()
+
+
+def _named(name: str, **options: float | None) -> str:
+    """With the options that are not the usual ones, for they are what a run is known by."""
+    told = ", ".join(f"{option}={value:g}" for option, value in options.items() if value is not None)
+    return f"{name}({told})" if told else name
 
 
 def chosen(objective: object) -> Objective:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import fedsim as package
-from fedsim.algorithms import fedavg, fedsam, perfedavg, scaffold
+from fedsim.algorithms import agnostic_fedavg, fedavg, fedsam, perfedavg, qfedavg, scaffold
 from fedsim.attacks import backdoor, label_flip
 from fedsim.checkpoint import Checkpoint
 from fedsim.config import EvaluateConfig, LocalConfig, ServerConfig
@@ -30,7 +31,9 @@ from fedsim.objective import (
     huber,
     squared_error,
 )
+from fedsim.score import scores
 from fedsim.simulation import Simulation
+from fedsim.tracking.summary import summarise
 from fedsim.train.serial import SerialTrainer
 from fedsim.train.vectorized import VectorizedTrainer
 
@@ -213,7 +216,7 @@ def test_the_objective_of_a_run_comes_before_that_of_its_data(tmp_path):
     assert not torch.equal(simulation.server.vector, plain.server.vector)
     simulation.save(tmp_path)
     other, _ = run(dataset, SerialTrainer, objective=Objective(name="focal", losses=focal))
-    with pytest.raises(ValueError, match=r"objective.name \(cross_entropy there, focal here\)"):
+    with pytest.raises(ValueError, match=r"objective.name \(cross_entropy\(label_smoothing=0.4\) there, focal here\)"):
         other.restore(Checkpoint.load(tmp_path, "cpu"))
 
 
@@ -232,8 +235,13 @@ def test_the_objective_of_a_run_comes_before_that_of_its_data(tmp_path):
             Objective(name="mine", losses=class_losses, metrics={"hits": lambda x, y: (x.argmax(1) == y).sum()}),
             r"the hits of the objective mine must be a number for each",
         ),
+        (
+            Objective(name="mine", losses=lambda x, y: (x.argmax(1) - y).abs()),
+            "the loss of the objective mine has no gradient",
+        ),
+        (Objective(name="mine", losses=lambda x, y: {}["y"]), r"cannot be taken of outputs .* \(KeyError: 'y'\)"),
         (squared_error(), "the objective squared_error learns numbers, as float32, but the targets are torch.int64"),
-        (binary_cross_entropy(), "the data has 1 numbers a sample, but the model 3 outputs"),
+        (binary_cross_entropy(), "learns zeros and ones, one for each label, but the targets are others"),
     ],
 )
 @pytest.mark.parametrize("trainer", [SerialTrainer, VECTORIZED])
@@ -244,10 +252,68 @@ def test_an_objective_that_does_not_fit_is_told_in_one_line(trainer, objective, 
     assert "\n" not in str(caught.value)
 
 
-def test_samples_that_meet_in_the_loss_are_refused_side_by_side():
-    meeting = Objective(name="meeting", losses=lambda x, y: class_losses(x - x.mean(0), y))
-    with pytest.raises(ValueError, match="lets samples meet"):
-        run(dataset_of("classes", meeting), VECTORIZED)
+MEETING = {
+    "a mean over the minibatch": ("classes", lambda x, y: class_losses(x - x.mean(0), y)),
+    "(B, 1) beside (B,)": ("numbers", lambda x, y: (x - y).abs().mean(1)),
+}
+
+
+@pytest.mark.parametrize("trainer", [SerialTrainer, VECTORIZED])
+@pytest.mark.parametrize("name", MEETING)
+def test_samples_that_meet_are_refused(name, trainer):
+    """Also beside dropout, under which side by side there is no other check."""
+    targets, losses = MEETING[name]
+    meeting = dataset_of(targets, Objective(name="meeting", losses=losses, targets=targets))
+    for model in (SMALL, lambda shape, size: nn.Sequential(nn.Linear(6, 4), nn.Dropout(0.5), nn.Linear(4, size))):
+        with pytest.raises(ValueError, match="the loss of the objective meeting lets samples meet"):
+            run(meeting, trainer, model=model)
+    usual = dataset_of(targets, {"classes": cross_entropy(), "numbers": squared_error()}[targets])
+    measured = replace(usual.objective, metrics={"meeting": losses})
+    with pytest.raises(ValueError, match=r"the meeting of the objective .* lets samples meet"):
+        run(usual, trainer, objective=measured)
+
+
+def test_labels_reach_a_loss_of_ones_own_as_numbers():
+    """In bytes, 2 * 0 - 1 would be 255, and PyTorch's own losses would refuse them."""
+    logistic_loss = Objective(
+        name="logistic", losses=lambda x, y: F.softplus(-(2 * y - 1) * x).mean(1), targets="labels"
+    )
+    pytorchs = Objective(
+        name="torch's",
+        losses=lambda x, y: F.binary_cross_entropy_with_logits(x, y, reduction="none").mean(1),
+        targets="labels",
+    )
+    expected, _ = run(dataset_of("labels", binary_cross_entropy()), SerialTrainer)
+    for objective in (logistic_loss, pytorchs):
+        for trainer in (SerialTrainer, VECTORIZED):
+            found, _ = run(dataset_of("labels", objective), trainer)
+            torch.testing.assert_close(found.server.vector, expected.server.vector, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("value", "best"), [(math.nan, 3), (0.25, 2)])
+def test_a_score_that_is_no_number_is_the_worst(value, best):
+    rows = [{"round": i, "test_loss": loss, "train_loss": 1.0} for i, loss in enumerate([1.0, value, 0.5], 1)]
+    rows = [row | {"seconds": 1.0, "peak_memory_bytes": 1} for row in rows]
+    assert summarise(rows)["best"]["round"] == best
+    assert ServerConfig(patience=2, evaluate_every=1).stop(scores(rows)) is None
+    assert scores([{"train_loss": 1.0}, {"test_loss": math.nan}, {"test_accuracy": 0.5, "test_loss": 9.0}]) == [
+        -math.inf,
+        0.5,
+    ]
+
+
+def test_large_losses_do_not_overflow_where_domains_are_weighed():
+    x, y = arrays("numbers")
+    dataset = from_arrays(x, 30 * y + 90, np.repeat(np.arange(4), SIZES), objective=squared_error())
+    local = LocalConfig(learning_rate=1e-5, batch_size=20, num_epochs=1)
+    _, rows = run(dataset, SerialTrainer, algorithm=agnostic_fedavg(), local=local, rounds=5)
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+
+
+def test_losses_below_zero_are_no_base_of_a_power():
+    below = Objective(name="likelihood", losses=lambda x, y: (x[:, 0] - y).square() - 500, targets="numbers")
+    with pytest.raises(ValueError, match="qfedavg takes powers of the clients' losses, and one is negative"):
+        run(dataset_of("numbers", below), SerialTrainer, algorithm=qfedavg())
 
 
 def test_what_cannot_be_an_objective():
@@ -255,6 +321,11 @@ def test_what_cannot_be_an_objective():
         Objective(name="mine", losses=focal, targets="words")
     with pytest.raises(ValueError, match="'loss' cannot be a metric's name"):
         Objective(name="mine", losses=focal, metrics={"loss": focal})
+    with pytest.raises(ValueError, match="'global_hits' cannot be a metric's name"):
+        Objective(name="mine", losses=focal, metrics={"global_hits": focal})
+    for given in ({"losses": "focal"}, {"losses": focal, "metrics": [correct]}, {"losses": focal, "metrics": {"a": 1}}):
+        with pytest.raises(ValueError, match="mine: losses is a function, and metrics are functions by name"):
+            Objective(name="mine", **given)
     for given in (squared_error, F.mse_loss, "mse"):
         with pytest.raises(
             ValueError, match=r"objective must be an Objective, for example objective=squared_error\(\)"

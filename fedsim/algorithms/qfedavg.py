@@ -6,11 +6,13 @@ clients. F_k is over the samples of the client's first pass, each at w, which co
 Clients weigh the same; the paper samples them by size instead, for which there is `sampler`.
 """
 
+import torch
 from torch import Tensor
 
 from fedsim.algorithms.base import Algorithm, Clients, Round, ServerState, equal_weights
 
 _SMALLEST_LOSS = 1e-10  # a loss of zero has no power q - 1
+_NEGATIVE = -1e18  # in the place of a sum of positive numbers, which tells the server of a negative loss
 
 
 def qfedavg(fairness: float = 1.0) -> Algorithm:
@@ -30,15 +32,21 @@ def qfedavg(fairness: float = 1.0) -> Algorithm:
         seen.add_(counts)
 
     def finish(clients: Clients, update: Tensor) -> dict[str, Tensor]:
-        loss = (clients.vectors["loss"] / clients.vectors["seen"]).clamp(min=_SMALLEST_LOSS)
+        mean = clients.vectors["loss"] / clients.vectors["seen"]
+        loss = mean.clamp(min=_SMALLEST_LOSS)
         move = update[:, : clients.model.shape[1]]
         square = move.square().sum(1, keepdim=True)
         curvature = square / clients.learning_rate if clients.learning_rate else square  # 0 at a rate of 0
         estimate = loss**fairness + fairness * loss ** (fairness - 1) * curvature
         move *= loss**fairness
-        return {"lipschitz": estimate}
+        return {"lipschitz": torch.where(mean < 0, _NEGATIVE, estimate)}
 
     def server_step(vector: Tensor, mean: Tensor, state: ServerState, round: Round) -> ServerState:
+        if round.sums["lipschitz"].item() < 0:
+            raise ValueError(
+                "algorithm=qfedavg takes powers of the clients' losses, and one is negative: choose an objective whose "
+                "losses are 0 or more, or another algorithm"
+            )
         size = round.num_parameters
         vector[:size] += (mean[:size] / round.sums["lipschitz"]).to(vector.dtype)
         vector[size:] += mean[size:].to(vector.dtype)

@@ -16,6 +16,7 @@ from fedsim.data.cache import cache_root, create_array, key_of, packed
 from fedsim.data.federated import FederatedDataset, Normalise
 from fedsim.data.held_out import hold_out
 from fedsim.data.images import Form, decode_all, form_of
+from fedsim.objective import of_targets
 
 FORMAT = 1  # of the packed arrays: raise it whenever what is packed changes
 _BATCH = 1000
@@ -34,6 +35,7 @@ def hub(
     client_column: str | None = None,
     input_column: str | Sequence[str] | None = None,
     target_column: str = "label",
+    targets: str = "classes",
     image_size: int | None = None,
     channels: int | None = None,
     test_fraction: float = 0.1,
@@ -52,7 +54,10 @@ def hub(
         client_column: names each sample's client; None: nobody owns the samples, and a partition deals them.
         input_column: an image, a list of numbers (all of one shape), or several columns of single numbers; None: all
             columns but those of client and target.
-        target_column: classes as numbers, names (which are numbered in ascending order) or a ClassLabel.
+        target_column: classes as numbers, names (which are numbered in ascending order) or a ClassLabel; or what
+            `targets` says.
+        targets: "classes"; "numbers", one or a list, for which the objective is the squared error; or "labels", lists
+            of zeros and ones, for which it is the binary cross-entropy.
         image_size: pixels a side to which images are scaled; None: they have equal sizes already.
         channels: of images, 1 for grey, 3 for colour; None: as the first one.
         test_fraction: the share held out, in [0, 1).
@@ -66,6 +71,7 @@ def hub(
     Raises:
         ValueError: the data cannot be loaded, a column or split is missing or of the wrong kind, or rows are ragged.
     """
+    objective = of_targets(targets)
     if path is None:
         raise ValueError("data=hub needs data.path, a dataset of the hub or a format such as parquet")
     loaded = _load(path, cache_dir, name=name, data_files=data_files, data_dir=data_dir, revision=revision)
@@ -82,8 +88,8 @@ def hub(
             f"{', '.join(features)}: they must be alike"
         )
     owners = [None if client_column is None else _column(table, client_column, path) for table in tables]
-    targets, num_classes = _targets(tables, target_column, path)
-    whole = [_Part(i, np.arange(len(tables[i])), targets[i], owners[i]) for i in range(len(tables))]
+    found, num_classes = _targets(tables, target_column, path)
+    whole = [_Part(i, np.arange(len(tables[i])), found[i], owners[i]) for i in range(len(tables))]
     notes: tuple[str, ...] = ()
     if test_split is None:
         parts = _held_out(whole[0], test_fraction, seed)
@@ -107,6 +113,7 @@ def hub(
         test=arrays[1] if len(arrays) > 1 else None,
         name=name or Path(path).name,
         num_classes=num_classes,
+        objective=objective,
         preprocess=preprocess,
         source="hub",
         notes=notes,
@@ -114,7 +121,7 @@ def hub(
 
 
 class _Part(NamedTuple):
-    """Rows of a table, for training or tests: its number, and row numbers, classes and owners, each (n,)."""
+    """Rows of a table, for training or tests: its number, and row numbers, targets and owners, each (n, ...)."""
 
     table: int
     rows: np.ndarray
@@ -201,7 +208,7 @@ def _column(table: Any, column: str, path: str) -> np.ndarray:
 
 
 def _targets(tables: Sequence[Any], column: str, path: str) -> tuple[list[np.ndarray], int | None]:
-    """Class numbers of each table, and their number where the data say it."""
+    """Classes of each table, by number, and how many there are where the data say it; or numbers, or labels."""
     feature = tables[0].features[column]
     values = [_column(table, column, path) for table in tables]
     if type(feature).__name__ == "ClassLabel":

@@ -53,7 +53,10 @@ def held_elsewhere(
     offsets = offsets_of(sizes)
     train = Split(
         inputs=blank,
-        targets=torch.zeros(1, dtype=torch.float32 if objective.targets == "numbers" else torch.int64),
+        targets=torch.zeros(
+            (1,) if objective.targets == "classes" else (1, num_classes),
+            dtype=torch.float32 if objective.targets == "numbers" else torch.int64,
+        ),
         offsets=offsets,
         order=np.zeros(int(offsets[-1]), np.int64),
     )

@@ -18,10 +18,9 @@ from fedsim.data.cache import cache_root
 from fedsim.data.federated import FederatedDataset
 from fedsim.data.held_out import hold_out
 from fedsim.files import write_atomically
-from fedsim.objective import binary_cross_entropy, cross_entropy, squared_error
+from fedsim.objective import of_targets
 
 COLLECTION = "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/binary"
-_OBJECTIVES = {"classes": cross_entropy, "numbers": squared_error, "labels": binary_cross_entropy}
 _TIMEOUT = 60  # seconds without an answer
 _MAX_BYTES = 4 << 30
 _MAX_COLUMNS = 1 << 24  # float32 counts exactly up to here
@@ -118,8 +117,7 @@ def libsvm(
     """
     if train is None:
         raise ValueError("data=libsvm needs data.train=<a file in LIBSVM's format>")
-    if targets not in _OBJECTIVES:
-        raise ValueError(f"data.targets must be {', '.join(_OBJECTIVES)}, got {targets!r}")
+    of_targets(targets)
     return _read(
         "libsvm",
         _own_file("train", train),
@@ -199,7 +197,7 @@ def _read(
         test=arrays[1] if len(arrays) > 1 else None,
         name=name,
         num_classes=1 if targets == "numbers" else len(classes),
-        objective=_OBJECTIVES[targets](),
+        objective=of_targets(targets),
         preprocess=preprocess,
         source="libsvm",
     )

@@ -101,7 +101,7 @@ def _config(file: Path) -> dict[str, Setting]:
         group, _, last = key.rpartition(".")
         if last == "_target_":
             config[group] = str(value).rpartition(".")[2]
-        elif last != "_partial_":
+        elif last != "_partial_" and value != {}:  # a part that is left out
             config[key] = value if isinstance(value, str | int | float | bool | None) else json.dumps(value)
     return config
 

@@ -44,6 +44,7 @@ def curves(recorded: Sequence[RecordedRun]) -> pd.DataFrame:
 def default_target(recorded: Sequence[RecordedRun]) -> float | None:
     """A test accuracy that at least half of the runs reach: the median of their best, down to a whole per cent."""
     best = [run.metrics["test_accuracy"].max() for run in recorded if "test_accuracy" in run.metrics]
+    best = [accuracy for accuracy in best if not math.isnan(accuracy)]
     target = math.floor(100 * float(np.median(best)) + 1e-9) / 100 if best else 0.0
     return target or None
 

@@ -116,7 +116,7 @@ class Auto:
         facts = [
             (__version__, torch.__version__, name, os.cpu_count(), threads_given()),
             (repr(model.module), dataset.input_shape, training.algorithm.name, repr(training.local)),
-            (dataset.objective.name, dataset.objective.targets),
+            (dataset.objective.name, getattr(getattr(dataset.objective.losses, "__code__", None), "co_code", b"")),
             (clients, num_rounds, training.uplink is not None, training.sum_dtype),
             (int(sizes.max()), round(float(sizes.mean()), 1), self.max_slots, self.max_seconds),
             (self.precision, self.cuda_graphs),

@@ -248,26 +248,48 @@ def _refuse_outputs(outputs: object, module: nn.Module, dataset: FederatedDatase
             "one output for each class, which a model factory is told as num_classes"
         )
     if dataset.source != ELSEWHERE:  # where there is no target yet
-        _refuse_figures(dataset.objective, outputs, targets[[0] * len(outputs)].to(outputs.device))
+        some = targets[[0, len(targets) - 1]].to(outputs.device)
+        _refuse_figures(dataset.objective, outputs.detach(), some)
 
 
 def _refuse_figures(objective: Objective, outputs: Tensor, targets: Tensor) -> None:
-    """Of a minibatch of outputs and targets, (B, ...) each, every figure must be (B,)."""
-    for name, of in {"loss": objective, **objective.metrics}.items():
+    """Of a minibatch of two samples, outputs and targets (2, ...), every figure must be (2,), one of each sample alone.
+
+    Raises:
+        ValueError: says which is not, and how it may be mended.
+    """
+    outputs, targets = objective.prepared(outputs, targets)
+    beside = torch.cat([outputs[:1], 0.3 - outputs[1:]]), targets[[0, 0]]  # the same sample beside another one
+    for name, of in {"loss": objective.losses, **objective.metrics}.items():
+        what = f"the {name} of the objective {objective.name}"
+        leaf = outputs.clone().requires_grad_(name == "loss")
         try:
-            found = of(outputs, targets)
-        except (RuntimeError, IndexError, TypeError) as error:
+            with torch.enable_grad(), forked_generators() as reseed:
+                reseed(0)
+                found = of(leaf, targets)
+                reseed(0)
+                again = of(*beside)
+        except ValueError:
+            raise
+        except Exception as error:
             if out_of_memory(error):
                 raise
-            what = next(iter(str(error).splitlines()), type(error).__name__)
+            why = next(iter(str(error).splitlines()), "")
             raise ValueError(
-                f"the {name} of the objective {objective.name} cannot be taken of outputs {tuple(outputs.shape)} and "
-                f"targets {tuple(targets.shape)} of type {targets.dtype} ({what})"
+                f"{what} cannot be taken of outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} of type "
+                f"{targets.dtype} ({type(error).__name__}: {why})"
             ) from error
         if not isinstance(found, Tensor) or found.shape != (len(outputs),):
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(
-                f"the {name} of the objective {objective.name} must be a number for each of {len(outputs)} samples, "
-                f'({len(outputs)},); it is {shape}: a loss of torch.nn is told reduction="none", and a mean is taken '
-                "over what is left of each sample"
+                f"{what} must be a number for each of {len(outputs)} samples, ({len(outputs)},); it is {shape}: a loss "
+                'of torch.nn is told reduction="none", and a mean is taken over what is left of each sample'
+            )
+        if name == "loss" and not found.requires_grad:
+            raise ValueError(f"{what} has no gradient: leave out detach, argmax and the like")
+        if not torch.allclose(found[:1].double(), again[:1].double(), rtol=1e-3, atol=1e-6, equal_nan=True):
+            raise ValueError(
+                f"{what} lets samples meet: that of the first changes with the second. Outputs are "
+                f"{tuple(outputs.shape)} and targets {tuple(targets.shape)} here: make their shapes alike where they "
+                "are compared, and leave out what is taken over a minibatch"
             )

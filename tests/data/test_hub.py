@@ -91,6 +91,17 @@ def test_single_numbers_of_several_columns_and_labels_that_are_names(load: Calla
     assert dataset.input_shape == (1,)
 
 
+@pytest.mark.parametrize(("targets", "size"), [("numbers", 1), ("labels", 2)])
+def test_targets_may_be_numbers_or_labels(load: Callable[..., FederatedDataset], targets: str, size: int) -> None:
+    wanted = {"numbers": [1.5, 2.0, 7.0, -3.0], "labels": [[0, 1], [1, 1], [0, 0], [1, 0]]}[targets]
+    columns = {"age": [30, 40, 50, 60], "y": wanted, "who": [2, 2, 10, 10]}
+    dataset = load(columns, target_column="y", client_column="who", test_fraction=0, targets=targets)
+    assert dataset.train.targets.tolist() == wanted
+    assert (dataset.objective.targets, dataset.num_classes) == (targets, size)
+    with pytest.raises(ValueError, match=r"data\.targets must be classes, numbers, labels, got 'words'"):
+        load(columns, targets="words")
+
+
 def test_images_become_bytes_and_are_decoded_once(
     load: Callable[..., FederatedDataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ import math
 
 import pandas as pd
 import pytest
+import yaml
 
 from fedsim.report import curves, default_target, differences, frame, grouping, groups, runs, text
 from fedsim.report.__main__ import main
@@ -17,6 +18,14 @@ def test_only_what_differs_is_a_setting(sweep):
     assert differences(recorded) == ["algorithm", "algorithm.proximal_weight", "seed"]
     assert recorded[3].config["algorithm"] == "fedprox"
     assert differences(recorded[:1]) == []
+
+
+def test_a_part_that_is_left_out_is_no_setting(sweep):
+    for job, attack in (("0", {}), ("1", {"_target_": "fedsim.attacks.sign_flip", "fraction": 0.2})):
+        file = sweep / job / "config.yaml"
+        file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"attack": attack}, sort_keys=False))
+    table = frame(runs([sweep / "0", sweep / "1"]))
+    assert table["attack"].isna().tolist() == [True, False]
 
 
 def test_jobs_are_in_the_order_of_their_numbers(sweep):

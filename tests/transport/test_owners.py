@@ -15,7 +15,7 @@ from fedsim.data.remote import held_elsewhere
 from fedsim.deploy import _require_fit, evaluation
 from fedsim.initial_model import build_model
 from fedsim.models import logistic
-from fedsim.objective import Objective, class_losses, cross_entropy
+from fedsim.objective import Objective, binary_cross_entropy, class_losses, cross_entropy, squared_error
 from fedsim.sampling import fixed
 from fedsim.train.serial import SerialTrainer
 from fedsim.transport.identity import layout_hash
@@ -171,6 +171,17 @@ def test_what_is_learned_and_measured_is_that_of_all_data_in_one_place(deploymen
     for row, other in zip(rows, expected, strict=True):
         for name in ("train_loss", "test_loss", "test_accuracy", "test_top_2_accuracy"):
             assert row[name] == pytest.approx(other[name], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("objective", "size"), [(binary_cross_entropy(), 3), (squared_error(), 3), (squared_error(), 1)]
+)
+def test_a_server_without_a_target_predicts_its_memory(objective, size):
+    """What a run does before its first round, with none of the workers' targets at hand."""
+    some = held_elsewhere(["a"], np.ones(1, np.int64), input_shape=[6], num_classes=size, objective=objective)
+    server = ServerConfig(num_rounds=1, clients_per_round=1)
+    needed = Simulation(some, logistic, server=server, trainer=SerialTrainer, device="cpu").footprint()
+    assert needed.extra > 0
 
 
 def test_the_spread_over_clients_stays_with_their_workers(deployment):
