@@ -15,6 +15,7 @@ from fedsim import LocalConfig, ServerConfig, Simulation
 from fedsim.algorithms import ditto, fedprox, scaffold
 from fedsim.initial_model import build_model
 from fedsim.models import convnet2, leaf_cnn, logistic, mlp
+from fedsim.objective import cross_entropy
 from fedsim.train.group import Group, SiloBroken
 from fedsim.train.serial import SerialTrainer
 from fedsim.train.silo import Silo, SiloTrainer, serve
@@ -127,6 +128,16 @@ def test_several_processes_end_in_the_model_of_one(make_dataset, silos, case, si
         rows = reference.client_states[name].written
         assert (state.written == rows).all()
         torch.testing.assert_close(state.read(rows), reference.client_states[name].read(rows), atol=1e-5, rtol=1e-4)
+
+
+def test_several_processes_minimise_what_one_does(make_dataset, silos):
+    plain = make_dataset(SIZES)
+    dataset = replace(plain, objective=cross_entropy(label_smoothing=0.4))
+    ours, losses = run(dataset, logistic, silo_of(silos.start(dataset, logistic, 2)))
+    theirs, expected = run(dataset, logistic, SerialTrainer)
+    torch.testing.assert_close(ours.server.vector, theirs.server.vector, atol=1e-5, rtol=1e-4)
+    assert losses == pytest.approx(expected, rel=1e-5)
+    assert losses != pytest.approx(run(plain, logistic, SerialTrainer)[1], rel=1e-3)
 
 
 def test_a_silo_is_started_once_for_what_is_tried_too(make_dataset, silos):
