@@ -33,6 +33,11 @@ settings.load_profile("fedsim")
 MakeDataset = Callable[..., FederatedDataset]
 
 
+def pytest_runtest_setup() -> None:
+    """A model that a test draws without a seed is the same whatever ran before it in its process."""
+    torch.manual_seed(0)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests go first, those with most of them at the head: at the end no process waits for another."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
