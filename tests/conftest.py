@@ -26,8 +26,10 @@ with contextlib.redirect_stderr(sys.__stderr__), contextlib.suppress(ImportError
 # Tiny tensors gain nothing from a second thread, and lose much on a busy machine.
 torch.set_num_threads(1)
 
-# How long an example takes says more of the machine than of the code.
-settings.register_profile("fedsim", deadline=None)
+# How long an example takes says more of the machine than of the code. The examples of a test are always the same, so
+# that what it says of a change is; --hypothesis-profile=explore draws others.
+settings.register_profile("fedsim", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None, max_examples=1000)
 settings.load_profile("fedsim")
 
 MakeDataset = Callable[..., FederatedDataset]
