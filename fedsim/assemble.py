@@ -15,6 +15,7 @@ from fedsim.algorithms.base import lengths, update_size
 from fedsim.checkpoint import comparable
 from fedsim.config import Config, TransportConfig
 from fedsim.data.federated import FederatedDataset
+from fedsim.objective import Objective
 from fedsim.parts import poisoned
 from fedsim.robust import Aggregator
 from fedsim.silos import node_device, silo_trainer
@@ -49,9 +50,14 @@ def build_dataset(config: Config, note: Callable[[str], None]) -> FederatedDatas
     dataset = instantiate(config.data)
     for text in dataset.notes:
         note(text)
-    if config.objective:
-        dataset = replace(dataset, objective=instantiate(config.objective))
+    if (objective := build_objective(config)) is not None:
+        dataset = replace(dataset, objective=objective)
     return instantiate(config.partition)(dataset, config.seed)
+
+
+def build_objective(config: Config) -> Objective | None:
+    """What a run minimises and measures; None: what its data are for."""
+    return instantiate(config.objective) if config.objective else None
 
 
 def build_simulation(

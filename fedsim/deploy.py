@@ -12,13 +12,13 @@ from hydra.utils import instantiate
 from torch import Tensor
 
 from fedsim.algorithms import Algorithm
-from fedsim.assemble import build_dataset, claims_of, identity_of, training_of
+from fedsim.assemble import build_dataset, build_objective, claims_of, identity_of, training_of
 from fedsim.config import Config
 from fedsim.data.federated import FederatedDataset
 from fedsim.data.remote import held_elsewhere
 from fedsim.evaluate import Evaluator
 from fedsim.initial_model import build_model
-from fedsim.objective import Objective, cross_entropy
+from fedsim.objective import Objective, chosen
 from fedsim.silos import node_device, silo_trainer
 from fedsim.simulation import Simulation
 from fedsim.tracking.summary import config_hash
@@ -59,7 +59,7 @@ def build_server(config: Config, plain: dict[str, Any], place: Place) -> Simulat
     settings, algorithm = config.transport, instantiate(config.algorithm)
     _require_plain(config, algorithm)
     about = {key: value for key, value in config.data.items() if key != "_target_"}
-    about["objective"] = objective = instantiate(config.objective) if config.objective else cross_entropy()
+    about["objective"] = objective = chosen(build_objective(config))
     factory = instantiate(config.model)
     some = held_elsewhere(["some"], np.ones(1, np.int64), **about)
     model = build_model(some, factory, seed=config.seed, device=config.device)
@@ -136,7 +136,7 @@ def build_worker(
         ValueError: the data do not fit the run.
     """
     dataset, algorithm, asked = build_dataset(theirs, note), instantiate(theirs.algorithm), instantiate(theirs.trainer)
-    objective = instantiate(theirs.objective) if theirs.objective else cross_entropy()
+    objective = chosen(build_objective(theirs))
     _require_fit(dataset, identity.config["data"], objective)
     device = node_device(asked, place, config.device)
     model = build_model(dataset, instantiate(theirs.model), seed=theirs.seed, device=device)

@@ -15,6 +15,7 @@ from torch import Tensor
 from fedsim.data.federated import FederatedDataset, Split
 from fedsim.data.resident import ResidentSplit
 from fedsim.denormals import flushed_denormals
+from fedsim.objective import num_places
 from fedsim.rng import stream
 from fedsim.train.precision import products
 from fedsim.vector import FlatModel
@@ -66,12 +67,11 @@ class Evaluator:
     def places(self, rows: np.ndarray | None = None) -> np.ndarray:
         """(n,) float64: the places that count of each row (all, in the clients' order, if None)."""
         rows = self.rows if rows is None else rows
-        objective = self.dataset.objective
-        if self.split.targets.dim() == 1 or objective.targets != "classes":
+        if self.split.targets.dim() == 1 or self.dataset.objective.targets != "classes":
             return np.ones(len(rows))
         # few at once: the targets of a large set are mapped from the disk
         blocks = (rows[start : start + (1 << 16)] for start in range(0, len(rows), 1 << 16))
-        counted = [objective.num_places(self.split.targets[torch.from_numpy(block)]) for block in blocks]
+        counted = [num_places(self.split.targets[torch.from_numpy(block)]) for block in blocks]
         return torch.cat(counted).double().numpy()
 
     def mean(self, values: np.ndarray, rows: np.ndarray | None = None) -> float:

@@ -78,11 +78,6 @@ class Objective:
             outputs = outputs.float()
         return outputs, targets.to(outputs.dtype) if self.targets == "labels" else targets
 
-    def num_places(self, targets: Tensor) -> Tensor:
-        """(B,) int64: by how much a sample counts in a mean; for a sequence of classes, its places that count."""
-        one_each = self.targets != "classes" or targets.dim() == 1
-        return targets.new_ones(len(targets), dtype=torch.int64) if one_each else num_places(targets)
-
     def refuse(self, targets: Tensor, where: str) -> None:
         """Raises ValueError where targets (N, ...) of the data set `where` are of another kind."""
         whole = targets.dtype in (torch.int64, torch.int32)

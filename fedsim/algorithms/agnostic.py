@@ -5,8 +5,8 @@ Clients belong to domains. Domain d has a weight lambda_d, and a client of it we
 with N_d the domain's share of the samples in recent rounds. The server raises the weights of domains with large losses:
 lambda_d <- lambda_d exp(gamma L_d), normalised, where L_d is the mean loss of the domain's sampled clients at the
 global model, and 0 without any. Departures: a client lies in one domain (the paper's clients may have samples of
-several), N_d is a share of the cohort, not a count, which changes no ratio, and lambda_d stays above 1e-6, so that
-large losses do not silence a domain for good.
+several), N_d is a share of the cohort, not a count, which changes no ratio, and lambda_d stays above 1e-6
+of the domain's share of all samples, so that large losses do not silence a domain for good.
 """
 
 from collections.abc import Mapping, Sequence
@@ -79,7 +79,7 @@ def agnostic_fedavg(
         losses = torch.where(samples > 0, round.sums["losses"] / samples, 0.0).to(vector.dtype)
         # divided by its sum, so that only differences count, of which none overflows
         lam = state["domain_weights"] * torch.exp(domain_learning_rate * (losses - losses.max()))
-        lam = torch.where(state["shares"] > 0, (lam / lam.sum()).clamp(min=_LEAST_WEIGHT), 0.0)
+        lam = torch.maximum(lam / lam.sum(), _LEAST_WEIGHT * state["shares"])
         lam = lam / lam.sum()
         recent = torch.cat([state["window"], (samples / samples.sum()).to(vector.dtype)[None]])[-window:]
         share = recent.mean(0)

@@ -131,11 +131,11 @@ def _joined(clients: _Clients, which: str, objective: Objective | None) -> tuple
     named = clients if isinstance(clients, Mapping) else dict(enumerate(clients))
     if not named:
         raise ValueError(f"there are no {which}clients: give (inputs, targets) of each")
-    parts = []
+    parts, objective = [], chosen(objective)
     for name, samples in named.items():
         if not isinstance(samples, tuple | list) or len(samples) != 2:
             raise ValueError(f"{which}client {name} is a {type(samples).__name__}: give (inputs, targets) of each")
-        found = _checked(*samples, f"{which}client {name}'s ", chosen(objective))
+        found = _checked(*samples, f"{which}client {name}'s ", objective)
         kinds = [", ".join(f"{a.shape[1:]} {a.dtype}" for a in pair) for pair in (found, *parts[:1])]
         if kinds[0] != kinds[-1]:
             raise ValueError(

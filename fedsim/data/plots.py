@@ -139,7 +139,7 @@ def _doubling_bins(low: int, high: int, num_bins: int) -> np.ndarray:
     bounds double, and only where `low` is so large that rounding does not show are there bounds between.
     """
     doublings = np.log2((high + 1) / low)
-    between = int(np.clip(min(low // 7, num_bins / doublings), 1, 8))
+    between = int(np.clip(min(low // 9, num_bins / doublings), 1, 8))
     count = int(np.ceil(doublings * between))
     return np.rint(low * 2 ** (np.arange(count + 1) / between))
 
