@@ -94,12 +94,13 @@ class Objective:
 
 
 def cross_entropy(label_smoothing: float = 0.0, top_k: int | None = None) -> Objective:
-    """Cross-entropy of classes, in nats, and accuracy.
+    """Cross-entropy of classes, in nats, and accuracy: outputs (B, classes) and targets (B,) int64, or of sequences
+    (B, classes, length) and (B, length).
 
     Args:
         label_smoothing: epsilon; the class counts 1 - epsilon, and all classes together epsilon (Szegedy et al. 2016,
             "Rethinking the Inception Architecture", section 7). The test loss has it too.
-        top_k: also measure `top_k_accuracy`, whether the class is among the k largest outputs; None: not.
+        top_k: k; also measure `top_<k>_accuracy`, whether the class is among the k largest outputs; None: not.
 
     Raises:
         ValueError: an argument is out of range.
@@ -115,7 +116,7 @@ def cross_entropy(label_smoothing: float = 0.0, top_k: int | None = None) -> Obj
 
 
 def binary_cross_entropy() -> Objective:
-    """Mean over a sample's labels of the cross-entropy of each (an output is its log-odds), in nats.
+    """Mean over a sample's labels of the cross-entropy of each, in nats: outputs (B, L) are log-odds, targets (B, L).
 
     The accuracy is the share of the labels that are right, and `exact_match` whether all of a sample's are.
     """
@@ -133,7 +134,8 @@ def binary_cross_entropy() -> Objective:
 
 
 def squared_error() -> Objective:
-    """Mean over a target's numbers of the squared difference, and `absolute_error`."""
+    """Mean over a target's d numbers of the squared difference, in their unit squared, and `absolute_error`, in their
+    unit: outputs (B, d), targets (B, d) float32, or (B,) where d is 1."""
     return Objective(
         name="squared_error",
         losses=_mean_of(lambda x, y: (x - y).square()),
@@ -143,13 +145,14 @@ def squared_error() -> Objective:
 
 
 def huber(delta: float = 1.0) -> Objective:
-    """Huber's loss, mean over a target's numbers, and `squared_error` and `absolute_error`.
+    """Huber's loss, mean over a target's d numbers, and `squared_error` and `absolute_error`: outputs (B, d), targets
+    (B, d) float32, or (B,) where d is 1.
 
     Half the square of a difference d up to `delta`, and beyond it delta (|d| - delta / 2) (Huber 1964, "Robust
     Estimation of a Location Parameter").
 
     Raises:
-        ValueError: `delta` is not positive.
+        ValueError: `delta`, in the numbers' unit, is not positive.
     """
     if not delta > 0:
         raise ValueError(f"objective.delta must be positive, got {delta}")
